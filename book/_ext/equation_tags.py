@@ -1,0 +1,52 @@
+r"""Equations by the source's own numbers, written so that Jupyter and Colab show the same as the book.
+
+A block ``$$ … \tag{4.44} $$`` gets the anchor ``eq-4-44``, and ``[(4.44)](#eq-4-44)`` links to it from any page.
+``\tag{4.49′}`` gets ``eq-4-49-prime``. A tag that is used twice in the book is a warning.
+"""
+
+from __future__ import annotations
+
+import re
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+TAG = re.compile(r"\\tag\*?\s*\{([^{}]*)\}")
+
+
+def anchor(tag: str) -> str:
+    """The anchor of a tag: ``4.44`` → ``eq-4-44``, ``4.49′`` or ``4.49'`` → ``eq-4-49-prime``."""
+    return "eq-" + "-".join(re.findall(r"[a-z0-9]+", re.sub("[′']", " prime", tag.lower())))
+
+
+class EquationTags(SphinxTransform):
+    """Display every ``$$`` block as it is (no ``split`` around it, where MathJax refuses ``\\tag``) and register its tags."""
+
+    default_priority = 350
+
+    def apply(self) -> None:
+        labels = self.env.get_domain("std")
+        slugs = self.env.metadata[self.env.docname].setdefault("myst_slugs", {})
+        for block in self.document.findall(nodes.math_block):
+            tex = block.astext()
+            if not block.get("nowrap"):
+                block["nowrap"] = True
+                block.children = [nodes.Text(rf"\[{tex}\]")]
+            for tag in TAG.findall(tex):
+                name = anchor(tag)
+                if name in labels.anonlabels:
+                    other = self.env.doc2path(labels.anonlabels[name][0], base=False)
+                    logger.warning("equation %s is tagged twice, first in %s", tag, other, location=block)
+                    continue
+                block["ids"].append(name)
+                labels.note_hyperlink_target(name, self.env.docname, name, f"({tag})")
+                slugs[name] = (block.line, name, f"({tag})")
+
+
+def setup(app: Sphinx) -> dict[str, object]:
+    app.add_transform(EquationTags)
+    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
