@@ -24,7 +24,7 @@ def anchor(tag: str) -> str:
 
 
 class EquationTags(SphinxTransform):
-    """Display every ``$$`` block as it is (no ``split`` around it, where MathJax refuses ``\\tag``) and register its tags."""
+    """Show every ``$$`` block as it is (in Sphinx's ``split`` MathJax refuses tags) and register its tags."""
 
     default_priority = 350
 

@@ -1,0 +1,149 @@
+"""The notebooks: their form, and one execution each that must give the committed outputs.
+
+Strict nbval runs against the wheel, in an empty folder, so that a single execution shows both that the outputs are
+true and that a reader who has nothing but the published package gets them. ``pytest --nbval book/`` does the same
+with the working copy.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import notebooks as tool  # noqa: E402
+
+PATHS = tool.notebooks()
+IDS = [path.stem for path in PATHS]
+SHOWN_RAW = {
+    "directive": re.compile(r"^\s*(```+|~~~+|:::+)\s*\{", re.MULTILINE),
+    "colon fence": re.compile(r"^\s*:::", re.MULTILINE),
+    "role": re.compile(r"\{[a-z][\w:-]*\}`"),
+    "target": re.compile(r"^\([\w-]+\)=\s*$", re.MULTILINE),
+    "equation label": re.compile(r"\$\$\s*\([\w-]+\)\s*$", re.MULTILINE),
+    "HTML anchor": re.compile(r"<a\s+(id|name)="),
+}
+
+
+@pytest.fixture(params=PATHS, ids=IDS)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return tool.read(path)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_executed_in_order_with_outputs(notebook):
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert any(cell.outputs for cell in cells), "no cell has an output"
+
+
+def test_no_error_and_nothing_on_stderr(notebook):
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", cell.source
+
+
+def test_cells_are_short(notebook):
+    for cell in code_cells(notebook):
+        assert cell.source.strip(), "an empty code cell"
+        assert len(cell.source.splitlines()) <= 20, f"more than 20 lines:\n{cell.source}"
+
+
+def test_markdown_is_readable_where_nothing_builds_the_book(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for kind, pattern in SHOWN_RAW.items():
+                assert not pattern.search(cell.source), f"a MyST {kind} shows raw in Jupyter and Colab:\n{cell.source}"
+
+
+def test_colab_link_and_first_cell_agree_with_the_configuration(path, notebook):
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    assert tool.colab_link(path.name, url) in notebook.cells[0].source.splitlines()
+    first = code_cells(notebook)[0]
+    assert first.source == tool.first_cell(url), "run: python tools/notebooks.py setup"
+    assert first.outputs == []
+
+
+def test_metadata_is_normalised(path, notebook, tmp_path):
+    copy = tmp_path / path.name
+    shutil.copy(path, copy)
+    tool.write(copy, notebook)
+    assert copy.read_text() == path.read_text(), "run: make notebooks"
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=pytest.mark.xdist_group(p.name)) for p in PATHS])
+def test_a_stranger_gets_the_committed_outputs(path, stranger, tmp_path):
+    shutil.copy(path, tmp_path)
+    options = "--nbval --nbval-current-env --nbval-cell-timeout=120 --tb=short -p no:cacheprovider -p no:xdist".split()
+    run = subprocess.run([stranger, "-m", "pytest", *options, path.name], cwd=tmp_path, capture_output=True, text=True)
+    cells = len(code_cells(tool.read(path)))
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert f"{cells} passed" in run.stdout, run.stdout[-2000:]
+
+
+# The tool itself, on a book of its own
+
+
+def make_book(root: Path, url: str, *sources: str) -> Path:
+    (root / "book").mkdir(parents=True)
+    (root / "_config.yml").write_text(f"repository:\n  url: {url}\n")
+    for name in ("CITATION.cff", "pyproject.toml", "README.md", "CONTRIBUTING.md", "book/intro.md"):
+        (root / name).write_text(f"see {url} and https://colab.research.google.com/github/{url[19:]}/blob/main\n")
+    cells = [nbformat.v4.new_markdown_cell("# Title\n\nText."), *map(nbformat.v4.new_code_cell, sources)]
+    path = root / "book" / "01-a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_setup_is_idempotent_and_url_reaches_every_file(tmp_path):
+    path = make_book(tmp_path, "https://github.com/OWNER/dcpnas-lite", "1 + 1")
+    tool.set_up(path, tool.repository_url(tmp_path))
+    once = path.read_text()
+    assert "print(" in tool.read(path).cells[1].source and tool.read(path).cells[2].source == "1 + 1"
+    tool.set_up(path, tool.repository_url(tmp_path))
+    assert path.read_text() == once
+    tool.change_url("https://github.com/someone/dcpnas-lite", tmp_path)
+    for file in tmp_path.rglob("*.*"):
+        if file.is_file():
+            assert "OWNER" not in file.read_text() and "someone/dcpnas-lite" in file.read_text(), file
+    assert "%pip install --quiet --no-deps git+https://github.com/someone/" in tool.read(path).cells[1].source
+    tool.change_url("https://github.com/OWNER/dcpnas-lite", tmp_path)
+    assert path.read_text() == once
+    with pytest.raises(SystemExit, match="expected an address"):
+        tool.change_url("ftp://example.org", tmp_path)
+
+
+def test_execute_stores_outputs_in_an_empty_folder(tmp_path):
+    path = make_book(tmp_path, "https://github.com/OWNER/dcpnas-lite", "import os; print(os.listdir())", "6 * 7")
+    tool.execute(path)
+    first, second = code_cells(tool.read(path))
+    assert first.outputs[0].text == "[]\n" and second.outputs[0].data["text/plain"] == "42"
+    once = path.read_text()
+    tool.execute(path)
+    assert path.read_text() == once
+
+
+@pytest.mark.parametrize("source", ["1 / 0", "import sys; print('x', file=sys.stderr)"])
+def test_execute_refuses_errors_and_stderr(tmp_path, source):
+    path = make_book(tmp_path, "https://github.com/OWNER/dcpnas-lite", source)
+    before = path.read_text()
+    with pytest.raises(SystemExit, match="a cell failed|wrote to stderr"):
+        tool.execute(path)
+    assert path.read_text() == before

@@ -1,0 +1,141 @@
+"""Keep the notebooks of the book in order.
+
+python tools/notebooks.py execute [NOTEBOOK ...]   execute in place, with normalised metadata
+python tools/notebooks.py setup                    write Colab link and first code cell into every notebook
+python tools/notebooks.py url URL                  change the repository's address everywhere
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST_LINE = "# Makes `import dcpnas_lite` work; where it works already, this cell does nothing."
+COLAB = re.compile(r"^\[[^\]]*\]\(https://colab\.research\.google\.com/github/[^)]*\)$", re.MULTILINE)
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def repository_url(root: Path = ROOT) -> str:
+    return yaml.safe_load((root / "_config.yml").read_text(encoding="utf8"))["repository"]["url"]
+
+
+def notebooks(root: Path = ROOT) -> list[Path]:
+    return sorted((root / "book").glob("*.ipynb"))
+
+
+def colab_link(name: str, url: str) -> str:
+    slug = url.removeprefix("https://github.com/")
+    return f"[Open this page in Colab](https://colab.research.google.com/github/{slug}/blob/main/book/{name})"
+
+
+def first_cell(url: str) -> str:
+    """Source of the first code cell. It never installs torch or numpy: on Colab everything else is there already."""
+    if "/OWNER/" in url:
+        action = 'print("dcpnas_lite is missing: in your copy of the repository, run `pip install --no-deps .`")'
+    else:
+        action = f"%pip install --quiet --no-deps git+{url}"
+    return f'{FIRST_LINE}\nimport importlib.util\n\nif importlib.util.find_spec("dcpnas_lite") is None:\n    {action}'
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def write(path: Path, notebook) -> None:
+    """Write atomically, with metadata and cell ids that depend on nothing but the content's order."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index:02d}"
+        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+    nbformat.validate(notebook)
+    text = nbformat.writes(notebook, indent=1, ensure_ascii=False).rstrip("\n") + "\n"
+    if path.exists() and path.read_text(encoding="utf8") == text:
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf8")
+    os.replace(temporary, path)
+
+
+def set_up(path: Path, url: str) -> None:
+    notebook = read(path)
+    cells = notebook.cells
+    if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
+        raise SystemExit(f"{path.name}: the first cell must be Markdown and start with the title, '# …'")
+    link = colab_link(path.name, url)
+    if COLAB.search(cells[0].source):
+        cells[0].source = COLAB.sub(lambda _: link, cells[0].source)
+    else:
+        title, _, rest = cells[0].source.partition("\n")
+        cells[0].source = f"{title}\n\n{link}\n\n{rest.lstrip()}".rstrip()
+    position = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
+    if position == len(cells) or not cells[position].source.startswith(FIRST_LINE):
+        cells.insert(position, nbformat.v4.new_code_cell())
+    cells[position].source = first_cell(url)
+    write(path, notebook)
+
+
+def execute(path: Path, timeout: int = 600) -> None:
+    """Execute in an empty folder, so that the notebook can use nothing but the installed package."""
+    notebook = read(path)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as empty:
+        where = {"metadata": {"path": empty}}
+        client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, resources=where)
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            raise SystemExit(f"{path.name}: a cell failed\n{error}") from None
+    for index, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr":
+                raise SystemExit(f"{path.name}, cell {index}: wrote to stderr, nothing is saved:\n{output.text}")
+    write(path, notebook)
+    print(f"{path.name}: {time.perf_counter() - start:.1f} s")
+
+
+def change_url(url: str, root: Path = ROOT) -> None:
+    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", url):
+        raise SystemExit(f"expected an address like https://github.com/NAME/dcpnas-lite, got {url!r}")
+    old, new = (address.removeprefix("https://github.com/") for address in (repository_url(root), url))
+    names = ["_config.yml", "CITATION.cff", "pyproject.toml", "README.md", "CONTRIBUTING.md"]
+    for path in [*(root / name for name in names), *sorted((root / "book").glob("*.md"))]:
+        path.write_text(path.read_text(encoding="utf8").replace(f"/{old}", f"/{new}"), encoding="utf8")
+    for path in notebooks(root):
+        set_up(path, url)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("execute", help="execute notebooks in place (all, if none is named)")
+    command.add_argument("paths", nargs="*", type=Path, metavar="NOTEBOOK")
+    commands.add_parser("setup", help="write Colab link and first code cell into every notebook")
+    commands.add_parser("url", help="change the repository's address everywhere").add_argument("url")
+    options = parser.parse_args(arguments)
+    if options.command == "execute":
+        for path in options.paths or notebooks():
+            execute(path)
+    elif options.command == "setup":
+        for path in notebooks():
+            set_up(path, repository_url())
+    else:
+        change_url(options.url)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
