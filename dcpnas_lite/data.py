@@ -118,9 +118,10 @@ def fashion_mnist(
 
     `train` (default: all that remain) and `validation` images are a stratified choice by `seed` from the training
     images; the test split is always whole. The four IDX files may be plain or gzipped; where they are missing they
-    are downloaded (`download_fashion_mnist`). `sha256` maps the file names, in
-    this order, to digests of the decompressed content. Raises FileNotFoundError if the files are neither there nor to
-    be had, ValueError for a damaged or foreign file or for splits larger than the data.
+    are downloaded (`download_fashion_mnist`). `sha256` maps the file names, in this order, to digests of the
+    decompressed content.
+    Raises FileNotFoundError if the files are neither there nor to be had, ValueError for a damaged or foreign file
+    or for splits larger than the data.
     """
     folders = _folders("fashion-mnist", root)
     folder = next((f for f in folders if all(_idx_path(f, name) for name in sha256)), None)
@@ -277,7 +278,7 @@ def _verified_content(path: Path, digest: str) -> bytes:
 def _read_idx(path: Path, digest: str) -> UInt8[np.ndarray, " ..."]:
     """An IDX file: bytes 0, 0, 8 (unsigned byte), the number of axes, their lengths (big-endian, 4 bytes), the data."""
     content = _verified_content(path, digest)
-    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
+    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise ValueError(f"{path}: expected an IDX file of unsigned bytes (00 00 08 …), got {content[:4].hex(' ')} …")
     start = 4 + 4 * content[3]
     shape = np.frombuffer(content[4:start], ">u4").astype(int)

@@ -267,13 +267,15 @@ def test_fashion_mnist_damaged_file(tmp_path, contents, sha256, damage, which):
 @pytest.mark.parametrize(
     ("which", "content", "message"),
     [
-        (0, b"", "starts|00 00 08"),
+        (0, b"", "00 00 08 …"),
+        (0, b"\0\0\x08", "00 00 08 …"),
         (0, struct.pack(">HBB", 0, 13, 1) + bytes(20), "00 00 08 ….*00 00 0d 01"),
         (2, struct.pack(">HBBIII", 0, 8, 3, 30, 28, 28) + bytes(100), "expected 23520 data bytes.*got 100"),
         (2, struct.pack(">HBB", 0, 8, 3) + bytes(5), "00 00 08"),
         (1, idx(np.arange(59) % 10), "60 images and 59 labels"),
         (3, idx(np.arange(30) % 11), "labels up to 10"),
     ],
+    ids=["empty", "three bytes", "floats", "cut data", "cut header", "too few labels", "label 10"],
 )
 def test_fashion_mnist_foreign_content(tmp_path, contents, which, content, message):
     """Files in another format whose digests the caller vouches for."""
@@ -482,6 +484,7 @@ def test_cifar10_folder(tmp_path, bins):
         (lambda b: b[:-3073], r"data_batch_2.bin: expected 20 records.*got 58387"),
         (lambda b: bytes([10]) + b[1:], "labels up to 10"),
     ],
+    ids=["a byte missing", "a record missing", "label 10"],
 )
 def test_cifar10_bad_records(tmp_path, bins, packed, content, message):
     name = data.CIFAR10_FILES[1]
