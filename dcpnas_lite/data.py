@@ -242,7 +242,7 @@ def _stratified(y: Tensor, sizes: tuple[int, ...], generator: torch.Generator) -
 
 def _normalised(name: str, train, validation, test, classes: tuple[str, ...]) -> Data:
     """Data from three pairs (intensities 0 … 1, classes); the intensities are overwritten."""
-    chunks = train[0].split(4096)  # float64 sums without a float64 copy of the whole set
+    chunks = train[0].split(256)  # float64 sums without a float64 copy of the whole set
     pixels = train[0].numel() // train[0].shape[1]
     mean = sum(c.double().sum((0, 2, 3)) for c in chunks) / pixels
     std = (sum((c.double() - mean[:, None, None]).square().sum((0, 2, 3)) for c in chunks) / pixels).sqrt()
