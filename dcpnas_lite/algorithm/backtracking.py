@@ -1,0 +1,176 @@
+"""Decoupled optimization (Eqs. 4.50-4.53): the architecture step is corrected for the coupling of α and w.
+
+    α̃^{t+1} = α^{t+1} + η ψ^t ⊛ α^t                                       (4.50)
+    ψ̃^{t+1} = | ψ̃^t − η_ψ ∂L/∂ψ̃^t |,   ∂L/∂ψ̃^t = η ∂L/∂α̃^{t+1} ⊛ α^t      (4.51)
+    only for the operations m with ranking(R(w_m)) > τ,   R(w_m) = ‖w_m‖²   (4.52, 4.53)
+
+A backtracking rule is any callable from an `ArchitectureStep` to α̃^{t+1}. `Learned` is the source's rule; `Refreshed`
+measures the coupling instead of learning it; `no_backtracking` leaves the optimizer's step alone. A rule with state offers
+`state_dict` and `load_state_dict`, so that a search can be resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..derivation import trace
+from ..network.binarize import BinaryConv2d
+from ..network.operations import CONVOLUTIONS
+from ..network.supernet import Supernet
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+SHAPES = ("scalar", "operation", "edge", "full")
+
+
+@dataclass(frozen=True)
+class ArchitectureStep:
+    """One architecture step of one network for one cell type, as a backtracking rule sees it."""
+
+    network: str  # "parent" or "child"
+    cell_type: str
+    index: int  # architecture steps this network has made before
+    alpha: Float[Tensor, "E M"]  # α^t, where the gradient was taken
+    alpha_next: Float[Tensor, "E M"]  # α^{t+1}, after the optimizer
+    gradient: Float[Tensor, "E M"]  # ∂L/∂α^t
+    norms: Float[Tensor, " M"]  # R(w_m)
+    coupling: Callable[[], Float[Tensor, "E M"]]  # measures the exact one-step coupling; costs about three α steps
+
+
+Rule = Callable[[ArchitectureStep], Tensor]
+
+
+def no_backtracking(step: ArchitectureStep) -> Float[Tensor, "E M"]:
+    """α̃^{t+1} = α^{t+1}."""
+    return step.alpha_next
+
+
+def weight_norms(network: Supernet, cell_type: str) -> Float[Tensor, " M"]:
+    """R(w_m) = ‖w_m‖² per operation, mean over the edges and cells of a type (Eq. 4.53).
+
+    w_m is all convolution weights of the operation, β ∘ sign(w) where they are binarized. As in the source a pooling
+    operation counts as w_m = 1/(3 × 3), the identity as 1, and none as 0.
+    """
+    with torch.no_grad():
+        total, count = torch.zeros(len(network.space.operations)), torch.zeros(len(network.space.operations))
+        for _, m, name, op in network.edge_operations(cell_type):
+            count[m] += 1
+            if name in CONVOLUTIONS:
+                for conv in op.modules():
+                    if isinstance(conv, BinaryConv2d):  # ‖β ∘ sign(w)‖² needs no sign
+                        total[m] += conv.beta().square().sum().item() * conv.weight[0].numel()
+                    elif isinstance(conv, nn.Conv2d):
+                        total[m] += conv.weight.square().sum().item()
+            else:
+                total[m] += {"none": 0.0, "skip_connect": 1.0}.get(name, (1 / 9) ** 2)
+        return total / count.clamp(min=1)
+
+
+def ranking(norms: Float[Tensor, " M"]) -> Int[Tensor, " M"]:
+    """Rank 1 … M of each operation by R(w_m), 1 the smallest; ties go to the lower index (Eq. 4.52)."""
+    return norms.argsort(stable=True).argsort() + 1
+
+
+def backtrack(
+    alpha_next: Float[Tensor, "E M"],
+    alpha: Float[Tensor, "E M"],
+    psi: Float[Tensor, ...],
+    eta: float,
+    chosen: Bool[Tensor, " M"],
+) -> Float[Tensor, "E M"]:
+    """The update of 4.50 in the chosen columns, α^{t+1} in the others (Eq. 4.52, second branch as derived)."""
+    return torch.where(chosen, trace.update(alpha_next, alpha, psi, eta), alpha_next)
+
+
+def psi_gradient(
+    gradient: Float[Tensor, "E M"], alpha: Float[Tensor, "E M"], eta: float, shape: tuple[int, ...]
+) -> Tensor:
+    """∂L/∂ψ̃ = η ∂L/∂α̃^{t+1} ⊛ α^t, summed over the entries that share a component of ψ̃ (Eq. 4.51).
+
+    gradient is taken at α̃^{t+1}, so it is the next step's own gradient: ψ̃ is learned by hypergradient descent at no cost.
+    """
+    return (eta * gradient * alpha).sum_to_size(shape)
+
+
+class Learned:
+    """The source's rule: ψ̃ learned by 4.51, applied by 4.50 to the operations that 4.52 chooses.
+
+    shape: what ψ̃ has one component for: "scalar" (1, 1), "operation" (1, M), "edge" (E, 1) or "full" (E, M).
+    absolute: with the absolute value of 4.51 as printed, or without it.
+    eta, eta_psi: η of 4.50 and η_ψ of 4.51; psi: the starting value of every component.
+    tau: operations of rank > τ are corrected. With 8 operations the default 4 leaves out what has no trained weight
+    (none, pooling, identity): its ∂w/∂α is 0.
+    """
+
+    def __init__(
+        self,
+        shape: str = "full",
+        absolute: bool = True,
+        eta: float = 0.1,
+        eta_psi: float = 1.0,
+        psi: float = 0.01,
+        tau: int = 4,
+    ):
+        if shape not in SHAPES:
+            raise ValueError(f"shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
+        self.shape, self.absolute, self.eta, self.eta_psi, self.start, self.tau = shape, absolute, eta, eta_psi, psi, tau
+        self.psi: dict[str, Tensor] = {}  # by "network/cell type"
+        self.last: dict[str, Tensor] = {}  # α^t ⊛ 1_{chosen}: what ψ̃ multiplied in the last step
+        self.result: dict[str, Tensor] = {}  # α̃^{t+1} of the last step
+
+    def __call__(self, step: ArchitectureStep) -> Float[Tensor, "E M"]:
+        key, (edges, operations) = f"{step.network}/{step.cell_type}", step.alpha.shape
+        if key not in self.psi:
+            shape = {"scalar": (1, 1), "operation": (1, operations), "edge": (edges, 1), "full": (edges, operations)}
+            self.psi[key] = torch.full(shape[self.shape], self.start, dtype=step.alpha.dtype, device=step.alpha.device)
+        elif torch.equal(step.alpha, self.result[key]):  # else α was inherited, and the gradient says nothing about ψ̃
+            gradient = psi_gradient(step.gradient, self.last[key], self.eta, self.psi[key].shape)
+            self.psi[key] = self.psi[key] - self.eta_psi * gradient
+            if self.absolute:
+                self.psi[key] = self.psi[key].abs()
+        chosen = (ranking(step.norms) > self.tau).to(step.alpha.device)
+        psi = self.psi[key].squeeze() if self.shape == "scalar" else self.psi[key]
+        self.last[key] = step.alpha * chosen
+        self.result[key] = backtrack(step.alpha_next, step.alpha, psi, self.eta, chosen)
+        return self.result[key]
+
+    def state_dict(self) -> dict:
+        """ψ̃, what it multiplied last and what came of it, per network and cell type."""
+        return {"psi": dict(self.psi), "last": dict(self.last), "result": dict(self.result)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over the tensors of `state_dict`."""
+        self.psi, self.last, self.result = (dict(state[name]) for name in ("psi", "last", "result"))
+
+
+class Refreshed:
+    """α̃^{t+1} = α^{t+1} − η C with the exact one-step coupling C (Eq. 4.43), measured anew every `every` steps.
+
+    The correction −C itself is applied, not −(C/α) ⊛ α, which is the same number and breaks down where α is near 0.
+    """
+
+    def __init__(self, every: int = 5, eta: float = 0.1):
+        if every < 1:
+            raise ValueError(f"every: expected at least 1 step, got {every!r}")
+        self.every, self.eta = every, eta
+        self.correction: dict[str, Tensor] = {}
+
+    def __call__(self, step: ArchitectureStep) -> Float[Tensor, "E M"]:
+        key = f"{step.network}/{step.cell_type}"
+        if step.index % self.every == 0 or key not in self.correction:
+            self.correction[key] = -step.coupling()
+        return step.alpha_next + self.eta * self.correction[key]
+
+    def state_dict(self) -> dict:
+        """The last measured corrections −C."""
+        return {"correction": dict(self.correction)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over the tensors of `state_dict`."""
+        self.correction = dict(state["correction"])

@@ -1,0 +1,36 @@
+"""Save and resume: plain tensors, numbers and strings in one file, written atomically."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+VERSION = 1
+
+
+def save(path: str | os.PathLike, state: dict) -> None:
+    """Write `state` (dicts and lists of tensors, numbers, strings) to `path`; a kill leaves the old file or the new one."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        torch.save({"dcpnas_lite": VERSION, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load(path: str | os.PathLike) -> dict:
+    """Read what `save` wrote. ValueError in one line for a truncated or foreign file or one of another version."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch.load raises whatever its zip and unpickling layers come upon
+        raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got an unreadable file ({type(error).__name__})") from None
+    if not isinstance(state, dict) or "dcpnas_lite" not in state:
+        raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got a file of something else")
+    if state["dcpnas_lite"] != VERSION:
+        raise ValueError(f"{path}: expected checkpoint version {VERSION}, got {state['dcpnas_lite']!r}")
+    return state

@@ -1,0 +1,466 @@
+"""The search process (Algorithm 10): Parent and Child take turns, and α is inherited both ways.
+
+A round is a Parent phase and a Child phase of `steps` steps each; a step is one weight step on a training batch and one
+architecture step on a validation batch.
+
+    Parent   w ← w − …∇_w L_NAS           α ← backtracking(α − η₁ ∂L_NAS/∂α)                     (4.21, 4.43-4.53)
+             then its tangent direction ∂f̃^P/∂α; α̂ ← α                                          (4.29)
+    Child    ŵ ← ŵ − …∇_ŵ (−G + μ L_R)    α̂ ← backtracking(α̂ − η₁ ∂(−G + λ D)/∂α̂)              (4.26-4.41, 4.43-4.53)
+             then α ← α̂
+
+The variants are configurations of this loop: see `METHODS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data import Data, batches
+from ..derivation import trace
+from ..network.genotype import Genotype, discretize
+from ..network.supernet import MICRO, PAPER, Supernet
+from . import backtracking as rules
+from . import checkpoint as checkpoints
+from .coupling import cosine, one_step_coupling
+from .objectives import binary_pairs, cp_nas_loss, kl_gain, nas_loss, reconstruction_loss
+from .tangent import distance_slope, fisher_product, hessian_product, tangent_direction, tangent_gradient
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+SPACES = {"micro": MICRO, "paper": PAPER}
+TANGENT_BATCHES = 4  # validation batches whose mean is the Parent's tangent direction of a phase
+
+#: What each method changes in the default configuration.
+METHODS = {
+    "dcp-nas": {},
+    "cp-nas": {"lam": 0.0, "backtracking": "none"},
+    "bnas": {"networks": "child", "lam": 0.0, "backtracking": "none"},
+    "darts": {"networks": "parent", "lam": 0.0, "mu": 0.0, "backtracking": "none"},
+}
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Everything that determines a search, besides the data. A wrong value raises ValueError naming the field.
+
+    networks: "both"; "parent" searches the real-valued supernet alone, "child" the 1-bit one alone on the labels.
+    rounds, steps: rounds of the loop and steps a phase. batch: images a step. warmup: first rounds without α steps.
+    lam, mu: λ of the tangent distance and μ of the reconstruction error (Eq. 4.32).
+    distance: "F", "L1" or "cosine" (Eq. 4.31). curvature: what stands for H_G in Eq. 4.33, see `tangent`.
+    backtracking: "learned" (4.50-4.53), "refreshed" (exact one-step coupling every `refresh` steps) or "none".
+    psi_shape, absolute, eta, eta_psi, tau: of `Learned`; eta also of `Refreshed`.
+    weight_lr, alpha_lr: Adam's learning rates; weight_lr falls to 0 by a cosine over the search.
+    alpha_decay: Adam's L2 penalty on α.
+    measure_every: every that many α steps the exact one-step coupling and the trust in the Gauss–Newton substitute are
+    recorded; 0 never.
+    """
+
+    space: str = "micro"
+    seed: int = 0
+    networks: str = "both"
+    channels: int = 8
+    layers: int = 2
+    rounds: int = 6
+    steps: int = 12
+    warmup: int = 1
+    batch: int = 32
+    weight_lr: float = 0.01
+    alpha_lr: float = 0.02
+    alpha_decay: float = 1e-3
+    lam: float = 1.0
+    mu: float = 1e-4
+    distance: str = "F"
+    curvature: str = "sampled"
+    backtracking: str = "learned"
+    psi_shape: str = "full"
+    absolute: bool = True
+    eta: float = 0.1
+    eta_psi: float = 1.0
+    tau: int = 4
+    refresh: int = 5
+    measure_every: int = 0
+
+    def __post_init__(self):
+        choices = dict(
+            space=tuple(SPACES),
+            networks=("both", "parent", "child"),
+            distance=("F", "L1", "cosine"),
+            curvature=("hessian", "gauss_newton", "sampled", "rank_one"),
+            backtracking=("learned", "refreshed", "none"),
+            psi_shape=rules.SHAPES,
+        )
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in choices:
+                if value not in choices[name]:
+                    raise ValueError(f"{name}: expected one of {', '.join(choices[name])}, got {value!r}")
+            elif isinstance(field.default, bool):
+                if type(value) is not bool:
+                    raise ValueError(f"{name}: expected True or False, got {value!r}")
+            elif isinstance(field.default, int):
+                least = 0 if name in ("seed", "warmup", "tau", "measure_every") else 1
+                if type(value) is not int or value < least:
+                    raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
+
+    @classmethod
+    def method(cls, name: str, **changes) -> SearchConfig:
+        """The configuration of a method of `METHODS`, with further changes."""
+        if name not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+        return cls(**(METHODS[name] | changes))
+
+    def rule(self) -> rules.Rule:
+        """The backtracking rule this configuration names."""
+        if self.backtracking == "learned":
+            return rules.Learned(self.psi_shape, self.absolute, self.eta, self.eta_psi, tau=self.tau)
+        if self.backtracking == "refreshed":
+            return rules.Refreshed(self.refresh, self.eta)
+        return rules.no_backtracking
+
+    def to_json(self) -> str:
+        """JSON text with one line a field."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchConfig:
+        """Read the text of `to_json`; ValueError for a field that does not exist."""
+        values = json.loads(text)
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"config: expected fields of SearchConfig, got {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search returns.
+
+    alphas: final α per cell type, (E, M). history: NumPy arrays with one entry per architecture step, see `search`.
+    """
+
+    genotype: Genotype
+    alphas: dict[str, Float[Tensor, "E M"]]
+    history: dict[str, np.ndarray]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback sees after every step."""
+
+    step: int  # steps done, of `total`
+    total: int
+    network: str
+    loss: float
+    alphas: dict[str, Float[Tensor, "E M"]]
+
+
+class SearchStopped(Exception):
+    """A callback asked to stop; the state is in the checkpoint, if there is one."""
+
+
+def search(
+    data: Data,
+    config: SearchConfig | None = None,
+    backtracking: rules.Rule | None = None,
+    callback: Callable[[Progress], bool | None] | None = None,
+    progress: bool = False,
+    checkpoint: str | os.PathLike | None = None,
+    save_every: int = 10,
+    device: str = "cpu",
+) -> SearchResult:
+    """Run Algorithm 10 on `data`. The same seed on the same machine gives the identical result.
+
+    backtracking: any rule in place of the one `config` names. callback: called after every step; True stops the search.
+    checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from.
+
+    history has, per architecture step: `network` (0 Parent, 1 Child), `weight_loss`, `alpha_loss`, `distance` (D, nan in the
+    Parent), and per cell type `alpha/T` (E, M) and, where the rule has one, `psi/T`. With `measure_every`, at the steps
+    numbered in `measured`: `coupling/T` (E, M), `coupling_cosine/T` between the rule's correction and −C, `captured/T` (4: share of
+    ‖C‖² that ψ of each of `SHAPES` can carry), `gradient_ratio` ‖C‖/‖∂L/∂α‖, and `trust` (cosine of −F v with H_G v; nan in the Parent).
+
+    Raises FloatingPointError where a loss is no longer finite, SearchStopped where the callback returns True, ValueError for
+    a checkpoint of another configuration.
+    """
+    started = time.perf_counter()
+    run = _Run(data, config or SearchConfig(), backtracking, device)
+    if checkpoint is not None and Path(checkpoint).exists():
+        run.restore(checkpoints.load(checkpoint), str(checkpoint))
+    bar = tqdm(total=run.total, initial=run.done, disable=not progress, unit="step")
+    with bar:
+        while run.done < run.total:
+            try:
+                event = run.step()
+            except FloatingPointError as error:
+                last = f"the last good state is in {checkpoint}" if checkpoint else "no checkpoint was asked for"
+                raise FloatingPointError(f"step {run.done}: {error}; {last}") from None
+            bar.update()
+            bar.set_postfix_str(f"{event.network} {event.loss:.3f} | {_short(run.genotype())}", refresh=False)
+            stop = callback is not None and callback(event)
+            if checkpoint is not None and (stop or run.done % save_every == 0 or run.done == run.total):
+                checkpoints.save(checkpoint, run.state())
+            if stop:
+                raise SearchStopped(f"stopped after step {run.done} of {run.total}")
+    alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
+    return SearchResult(run.genotype(), alphas, run.arrays(), time.perf_counter() - started)
+
+
+def _short(genotype: Genotype) -> str:
+    return " ".join(name.replace("_conv", "").replace("_connect", "") for edges in genotype.normal for name, _ in edges)
+
+
+class _Run:
+    """The state of a search between two steps."""
+
+    def __init__(self, data: Data, config: SearchConfig, rule: rules.Rule | None, device: str):
+        self.data, self.config, self.device = data, config, torch.device(device)
+        self.space = SPACES[config.space]
+        self.phases = ("parent", "child") if config.networks == "both" else (config.networks,)
+        self.rule = rule or config.rule()
+        self.done, self.total = 0, config.rounds * len(self.phases) * config.steps
+        self.history: list[dict] = []
+        self.tangent: list[Tensor] | None = None  # ∂f̃^P/∂α of the current Child phase
+        self.networks, self.weight_optimizers, self.alpha_optimizers = {}, {}, {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            for name in self.phases:
+                net = Supernet(
+                    self.space, config.channels, config.layers, len(data.classes), data.channels, binary=name == "child"
+                ).to(self.device)
+                self.networks[name] = net
+                self.weight_optimizers[name] = torch.optim.Adam(net.weights(), lr=config.weight_lr)
+                self.alpha_optimizers[name] = torch.optim.Adam(
+                    net.alphas(), lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
+                )
+        if config.networks == "both":
+            self.networks["child"].inherit(self.networks["parent"])
+
+    # -- where we are -------------------------------------------------------------------------------------------------
+
+    @property
+    def last_network(self) -> Supernet:
+        return self.networks[self.phases[-1]]
+
+    def genotype(self) -> Genotype:
+        return discretize(self.space, {t: a.cpu() for t, a in self.last_network.alpha.items()})
+
+    def position(self) -> tuple[int, str, int]:
+        """(round, network, step within the phase) of the next step."""
+        phase, k = divmod(self.done, self.config.steps)
+        return phase // len(self.phases), self.phases[phase % len(self.phases)], k
+
+    def batch(self, split: str, n: int, salt: int) -> tuple[Tensor, Tensor]:
+        """The n-th batch of a network's stream: a function of the seed alone, so that a resumed run sees the same."""
+        source = getattr(self.data, split)
+        size = min(self.config.batch, len(source))
+        epoch, k = divmod(n, len(source) // size)
+        x, y = source[batches(source, size, 2 * self.config.seed + salt, epoch, drop_last=True)[k]]
+        return x.to(self.device), y.to(self.device)
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> Progress:
+        round_, name, k = self.position()
+        n = round_ * self.config.steps + k  # steps this network has made
+        train, validation = self.batch("train", n, 0), self.batch("validation", n, 1)
+        net, parent = self.networks[name], self.networks.get("parent")
+        teach = name == "child" and parent is not None
+        if teach and self.tangent is None:
+            self.tangent = self.parent_tangent(round_)
+        record = {"network": float(name == "child"), "weight_loss": self.weight_step(name, train, teach, n)}
+        if round_ >= self.config.warmup:
+            record |= self.alpha_step(name, train, validation, teach, n)
+            self.history.append(record)
+        self.done += 1
+        if len(self.phases) == 2 and k == self.config.steps - 1:  # inherit: α̂ ← α after the Parent, α ← α̂ after the Child
+            self.networks["child" if name == "parent" else "parent"].inherit(net)
+            self.tangent = None
+        alphas = {t: a.detach().clone() for t, a in net.alpha.items()}
+        return Progress(self.done, self.total, name, record["weight_loss"], alphas)
+
+    def parent_tangent(self, round_: int) -> list[Tensor]:
+        """Mean of ∂f̃^P/∂α over the first validation batches of the Child's phase (the Parent is fixed during it)."""
+        parent, directions = self.networks["parent"], []
+        for n in range(min(TANGENT_BATCHES, self.config.steps)):
+            x, y = self.batch("validation", round_ * self.config.steps + n, 1)
+            directions.append(tangent_direction(parent(x), y, parent.alphas()))
+        return [torch.stack(parts).mean(0) for parts in zip(*directions, strict=True)]
+
+    def soft_targets(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.networks["parent"](x)
+
+    def weight_step(self, name: str, train: tuple[Tensor, Tensor], teach: bool, n: int) -> float:
+        net, optimizer = self.networks[name], self.weight_optimizers[name]
+        cosine_lr = 0.5 * self.config.weight_lr * (1 + math.cos(math.pi * n / (self.config.rounds * self.config.steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_lr
+        loss = self.weight_loss(name, train, self.soft_targets(train[0]) if teach else None)(net)
+        _finite(f"the {name}'s weight loss", loss)
+        optimizer.zero_grad()
+        for w, g in zip(net.weights(), torch.autograd.grad(loss, net.weights()), strict=True):
+            w.grad = g
+        torch.nn.utils.clip_grad_norm_(net.weights(), 5.0)
+        optimizer.step()
+        return loss.item()
+
+    def weight_loss(self, name: str, batch: tuple[Tensor, Tensor], soft: Tensor | None) -> Callable[..., Tensor]:
+        """L of the weight step as a function of the network: L_NAS, −G + μ L_R, or, without a Parent, L_NAS + μ L_R."""
+        def loss(net):
+            data_loss = nas_loss(net(batch[0]), batch[1]) if soft is None else -kl_gain(net(batch[0]), soft)
+            if name == "parent" or self.config.mu == 0:
+                return data_loss
+            return cp_nas_loss(-data_loss, reconstruction_loss(binary_pairs(self.networks[name])), self.config.mu)
+        return loss
+
+    def alpha_step(self, name: str, train: tuple, validation: tuple, teach: bool, n: int) -> dict:
+        config, net, (x, y) = self.config, self.networks[name], validation
+        alphas, tangent_term, d = net.alphas(), None, math.nan
+        soft = self.soft_targets(x) if teach else None
+        if teach and config.lam > 0:
+            generator = torch.Generator(self.device).manual_seed(2**20 * config.seed + n)
+            value = []
+            def gain(logits):
+                value.append(kl_gain(logits, soft))
+                return value[-1]
+            d, gradient, tangent_term = tangent_gradient(
+                lambda a: net(x, a), gain, alphas, self.tangent, config.curvature, config.distance, len(x), generator
+            )
+            loss, d = -value[0], d.item()
+            gradient = [-g + config.lam * t for g, t in zip(gradient, tangent_term, strict=True)]
+        else:
+            loss = -kl_gain(net(x), soft) if teach else nas_loss(net(x), y)
+            gradient = list(torch.autograd.grad(loss, alphas))
+        _finite(f"the {name}'s architecture loss", loss, *gradient)
+        before = [a.detach().clone() for a in alphas]
+        for a, g in zip(alphas, gradient, strict=True):
+            a.grad = g.clone()
+        self.alpha_optimizers[name].step()
+        after = [a.detach().clone() for a in alphas]
+
+        measured: list[list[Tensor]] = []  # the coupling belongs to α^t and to the weights after the weight step
+        def coupling(i: int) -> Tensor:
+            if not measured:
+                measured.append(self.coupling(name, train, validation, before))
+            return measured[0][i]
+
+        index = n - config.warmup * config.steps
+        for i, (cell_type, a) in enumerate(net.alpha.items()):
+            step = rules.ArchitectureStep(
+                name, cell_type, index, before[i], after[i], gradient[i],
+                rules.weight_norms(net, cell_type), lambda i=i: coupling(i),
+            )  # fmt: skip
+            corrected = self.rule(step)
+            if not isinstance(corrected, Tensor) or corrected.shape != a.shape:
+                got = tuple(corrected.shape) if isinstance(corrected, Tensor) else type(corrected).__name__
+                raise ValueError(f"backtracking: expected a tensor of shape {tuple(a.shape)}, got {got}")
+            with torch.no_grad():
+                a.copy_(corrected)
+        _finite(f"the {name}'s α", *alphas)
+        record = {"alpha_loss": loss.item(), "distance": d}
+        for cell_type, a in net.alpha.items():
+            record[f"alpha/{cell_type}"] = a.detach().cpu().clone()
+            psi = getattr(self.rule, "psi", {}).get(f"{name}/{cell_type}")
+            if psi is not None:
+                record[f"psi/{cell_type}"] = psi.expand_as(a).detach().cpu().clone()
+        if config.measure_every and index % config.measure_every == 0:
+            coupling(0)
+            corrections = [a.detach() - b for a, b in zip(alphas, after, strict=True)]
+            record |= self.measure(net, x, soft, measured[0], before, corrections, gradient)
+        return record
+
+    # -- measurements -------------------------------------------------------------------------------------------------
+
+    def coupling(self, name: str, train: tuple, validation: tuple, alphas: list[Tensor]) -> list[Tensor]:
+        """C of one weight step of size weight_lr by plain gradient descent, at α = `alphas` (see `one_step_coupling`).
+
+        The architecture loss is L_NAS for the Parent and −G for the Child.
+        """
+        net, teach = self.networks[name], name == "child" and "parent" in self.networks
+        soft = [self.soft_targets(x) if teach else None for x in (train[0], validation[0])]
+
+        def alpha_loss(net):
+            logits = net(validation[0])
+            return -kl_gain(logits, soft[1]) if teach else nas_loss(logits, validation[1])
+
+        now = [a.detach().clone() for a in net.alphas()]
+        with torch.no_grad():
+            for a, b in zip(net.alphas(), alphas, strict=True):
+                a.copy_(b)
+        c = one_step_coupling(
+            net, self.weight_loss(name, train, soft[0]), alpha_loss, net.weights(), net.alphas(), self.config.weight_lr
+        )
+        with torch.no_grad():
+            for a, b in zip(net.alphas(), now, strict=True):
+                a.copy_(b)
+        return c
+
+    def measure(self, net, x, soft, couplings, alphas, corrections, gradient) -> dict:
+        """The record of `measure_every`: see `search`."""
+        norm = torch.cat([c.flatten() for c in couplings]).norm() / torch.cat([g.flatten() for g in gradient]).norm()
+        record = {"measured": float(len(self.history)), "gradient_ratio": norm.item(), "trust": math.nan}
+        for cell_type, c, alpha, correction in zip(net.alpha, couplings, alphas, corrections, strict=True):
+            record[f"coupling/{cell_type}"] = c.cpu()
+            record[f"coupling_cosine/{cell_type}"] = cosine([correction], [-c])
+            record[f"captured/{cell_type}"] = torch.tensor([trace.captured(c, alpha, shape) for shape in rules.SHAPES])
+        if soft is not None:
+            leaves = [a.clone().requires_grad_() for a in alphas]
+            gain = kl_gain(net(x, leaves), soft)
+            g = list(torch.autograd.grad(gain, leaves, retain_graph=True))
+            v = distance_slope(g, self.tangent, self.config.distance)
+            product = hessian_product(gain, leaves, v)
+            fisher = fisher_product(lambda a: net(x, a), leaves, v)
+            record["trust"] = cosine([-t for t in fisher], product)
+        return record
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The history as arrays; entries that only some steps have keep their own, shorter length."""
+        names = dict.fromkeys(name for record in self.history for name in record)
+        return {name: np.stack([np.asarray(r[name]) for r in self.history if name in r]) for name in names}
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict:
+        """Everything a resumed search needs; random numbers and data order follow from the seed and the step."""
+        return {
+            "config": self.config.to_json(),
+            "done": self.done,
+            "networks": {name: net.state_dict() for name, net in self.networks.items()},
+            "weight_optimizers": {name: o.state_dict() for name, o in self.weight_optimizers.items()},
+            "alpha_optimizers": {name: o.state_dict() for name, o in self.alpha_optimizers.items()},
+            "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else {},
+            "history": self.history,
+            "tangent": self.tangent,
+        }
+
+    def restore(self, state: dict, path: str) -> None:
+        if state["config"] != self.config.to_json():
+            raise ValueError(f"{path}: expected a checkpoint of this configuration, got one of another")
+        self.done, self.history = state["done"], state["history"]
+        self.tangent = state["tangent"] and [t.to(self.device) for t in state["tangent"]]
+        for kind in ("networks", "weight_optimizers", "alpha_optimizers"):
+            for name, part in getattr(self, kind).items():
+                part.load_state_dict(state[kind][name])
+        if hasattr(self.rule, "load_state_dict"):
+            self.rule.load_state_dict(state["rule"])
+
+
+def _finite(quantity: str, *tensors: Tensor) -> None:
+    if not all(torch.isfinite(t).all() for t in tensors):
+        raise FloatingPointError(f"{quantity} is not finite")

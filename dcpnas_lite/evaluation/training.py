@@ -1,0 +1,127 @@
+"""Train and evaluate the discrete network of a genotype, real-valued or 1-bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..algorithm.objectives import nas_loss
+from ..data import Data, Split, batches
+from ..network.discrete import DiscreteNetwork
+from ..network.genotype import Genotype
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training recipe: Adam, cosine schedule from `lr` to 0, no augmentation. A wrong value raises ValueError.
+
+    channels, layers: of the network. epochs, batch: passes and images a step. seed: of the initial weights and the order.
+    """
+
+    channels: int = 16
+    layers: int = 3
+    epochs: int = 20
+    batch: int = 32
+    lr: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name == "lr":
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                    raise ValueError(f"lr: expected a positive finite number, got {value!r}")
+            elif type(value) is not int or value < (0 if name == "seed" else 1):
+                raise ValueError(f"{name}: expected an integer of at least {int(name != 'seed')}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training returns. Accuracies are shares between 0 and 1; `bits` is the size of the network in bits."""
+
+    test_accuracy: float
+    validation_accuracy: float
+    one_bit: int  # parameters stored as one bit
+    real: int  # parameters stored as 32-bit floats
+    bits: int
+    losses: tuple[float, ...]  # mean training loss of each epoch
+    seconds: float
+    network: DiscreteNetwork
+
+
+def train(
+    genotype: Genotype,
+    data: Data,
+    bits: int = 1,
+    config: TrainConfig | None = None,
+    progress: bool = False,
+    device: str = "cpu",
+) -> TrainResult:
+    """Build the network of `genotype` (bits 1: 1-bit, 32: real-valued), train it on data.train, evaluate it.
+
+    The same arguments on the same machine give the identical result. Raises ValueError for other `bits`, FloatingPointError
+    where the loss is no longer finite.
+    """
+    if bits not in (1, 32):
+        raise ValueError(f"bits: expected 1 or 32, got {bits!r}")
+    config = config or TrainConfig()
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = DiscreteNetwork(
+            genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1
+        ).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
+    size = min(config.batch, len(data.train))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * (len(data.train) // size))
+    losses = []
+    epochs = tqdm(range(config.epochs), disable=not progress, unit="epoch")
+    for epoch in epochs:
+        network.train()
+        total, count = 0.0, 0
+        for index in batches(data.train, size, config.seed, epoch, drop_last=True):
+            x, y = data.train[index]
+            loss = nas_loss(network(x.to(device)), y.to(device))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"epoch {epoch}: the training loss is not finite")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total, count = total + loss.item(), count + 1
+        losses.append(total / count)
+        epochs.set_postfix_str(f"loss {losses[-1]:.3f}")
+    sizes = network.size()
+    return TrainResult(
+        accuracy(network, data.test),
+        accuracy(network, data.validation),
+        sizes["one_bit"],
+        sizes["real"],
+        sizes["bits"],
+        tuple(losses),
+        time.perf_counter() - started,
+        network,
+    )
+
+
+def predict(network: nn.Module, split: Split, batch: int = 256) -> Int[torch.Tensor, " N"]:
+    """The predicted class of every image, in evaluation mode."""
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.no_grad():
+        return torch.cat([network(x.to(device)).argmax(1).cpu() for x in split.x.split(batch)])
+
+
+def accuracy(network: nn.Module, split: Split) -> float:
+    """Share of images whose predicted class is right."""
+    return (predict(network, split) == split.y).double().mean().item()

@@ -1,0 +1,1 @@
+"""The room of the networks: binarized convolutions, candidate operations, supernets, genotypes, discrete networks."""

@@ -1,0 +1,142 @@
+"""Genotype: the discrete cell a search returns, its JSON form, discretization of α, and the authors' published cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .operations import OPERATIONS
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from .supernet import Space
+
+Edge = tuple[str, int]  # (operation, source node)
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """A cell: for each intermediate node its incoming edges as (operation, source node).
+
+    Nodes are numbered from the input nodes on: 0 … inputs − 1 are inputs, the first intermediate node is `inputs`.
+    `reduce` is None where the space has one cell type only. Raises ValueError where an operation is unknown or an edge
+    comes from a node that does not precede its target.
+    """
+
+    inputs: int
+    normal: tuple[tuple[Edge, ...], ...]
+    reduce: tuple[tuple[Edge, ...], ...] | None = None
+
+    def __post_init__(self):
+        if self.inputs not in (1, 2):
+            raise ValueError(f"inputs: expected 1 or 2 input nodes, got {self.inputs!r}")
+        for cell_type, nodes in self.cells.items():
+            if not nodes:
+                raise ValueError(f"{cell_type}: expected at least one intermediate node, got none")
+            for target, edges in enumerate(nodes, self.inputs):
+                for name, source in edges:
+                    where = f"{cell_type}, node {target}"
+                    if name not in OPERATIONS:
+                        raise ValueError(f"{where}: expected an operation of {', '.join(OPERATIONS)}, got {name!r}")
+                    if type(source) is not int or not 0 <= source < target:
+                        raise ValueError(f"{where}: expected a source node in 0 … {target - 1}, got {source!r}")
+        if self.reduce is not None and len(self.reduce) != len(self.normal):
+            raise ValueError(f"reduce: expected {len(self.normal)} nodes as in normal, got {len(self.reduce)}")
+
+    @property
+    def cells(self) -> dict[str, tuple[tuple[Edge, ...], ...]]:
+        """Cell type → nodes."""
+        return {"normal": self.normal} | ({} if self.reduce is None else {"reduce": self.reduce})
+
+    @classmethod
+    def from_operations(cls, space: Space, operations: Mapping[str, Sequence[str]] | Sequence[str]) -> Genotype:
+        """The cell that keeps every edge of `space`, with one operation name per edge (per cell type if it has two)."""
+        if not isinstance(operations, Mapping):
+            operations = {space.cell_types[0]: operations}
+        if set(operations) != set(space.cell_types):
+            raise ValueError(f"operations: expected cell types {space.cell_types}, got {tuple(operations)}")
+        cells = {}
+        for cell_type, names in operations.items():
+            if len(names) != len(space.edges):
+                raise ValueError(f"operations: expected {len(space.edges)} names, one per edge, got {len(names)}")
+            cells[cell_type] = tuple(
+                tuple((name, i) for name, (i, j) in zip(names, space.edges, strict=True) if j == node)
+                for node in range(space.inputs, space.inputs + space.nodes)
+            )
+        return cls(space.inputs, **cells)
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back to an equal genotype."""
+        return json.dumps({"inputs": self.inputs} | self.cells, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Genotype:
+        """Read the text of `to_json`; ValueError says what is wrong with any other text."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"genotype: expected JSON, got text that is not ({error})") from None
+        if not isinstance(raw, dict) or not {"inputs", "normal"} <= set(raw) <= {"inputs", "normal", "reduce"}:
+            raise ValueError('genotype: expected a JSON object with "inputs", "normal" and, for two cell types, "reduce"')
+        try:
+            cells = {
+                k: tuple(tuple((str(name), source) for name, source in edges) for edges in raw[k])
+                for k in ("normal", "reduce")
+                if raw.get(k) is not None
+            }
+        except (TypeError, ValueError):
+            raise ValueError("genotype: expected nodes as lists of [operation, source node] pairs") from None
+        return cls(raw["inputs"], **cells)
+
+    def __str__(self) -> str:
+        lines = []
+        for cell_type, nodes in self.cells.items():
+            text = " | ".join(", ".join(f"{name}←{source}" for name, source in edges) for edges in nodes)
+            lines.append(f"{cell_type}: {text}")
+        return "\n".join(lines)
+
+
+def discretize(space: Space, alphas: Mapping[str, Float[Tensor, "E M"]]) -> Genotype:
+    """The genotype of architecture parameters: per edge the strongest operation other than `none`.
+
+    Where a node of the space has more than `space.keep` incoming edges, the `keep` edges stay whose best operation has the largest
+    softmax weight, as in DARTS. Ties go to the lower index.
+    """
+    candidates = [m for m, name in enumerate(space.operations) if name != "none"]
+    cells = {}
+    for cell_type in space.cell_types:
+        alpha = alphas[cell_type].detach()
+        expected = (len(space.edges), len(space.operations))
+        if alpha.shape != expected:
+            raise ValueError(f"alpha[{cell_type!r}]: expected shape {expected}, got {tuple(alpha.shape)}")
+        strength, choice = alpha.softmax(1)[:, candidates].max(1)
+        nodes = []
+        for node in range(space.inputs, space.inputs + space.nodes):
+            incoming = [e for e, (_, j) in enumerate(space.edges) if j == node]
+            kept = sorted(sorted(incoming, key=lambda e: -strength[e].item())[: space.keep])
+            nodes.append(tuple((space.operations[candidates[choice[e].item()]], space.edges[e][0]) for e in kept))
+        cells[cell_type] = tuple(nodes)
+    return Genotype(space.inputs, **cells)
+
+
+#: The cell in the authors' public code, which retrains it but does not contain the search that found it.
+PUBLISHED = Genotype(
+    inputs=2,
+    normal=(
+        (("sep_conv_5x5", 1), ("max_pool_3x3", 0)),
+        (("dil_conv_3x3", 2), ("skip_connect", 0)),
+        (("sep_conv_3x3", 3), ("avg_pool_3x3", 1)),
+        (("dil_conv_3x3", 4), ("avg_pool_3x3", 3)),
+    ),
+    reduce=(
+        (("max_pool_3x3", 0), ("sep_conv_3x3", 1)),
+        (("dil_conv_3x3", 1), ("sep_conv_3x3", 0)),
+        (("max_pool_3x3", 1), ("dil_conv_5x5", 2)),
+        (("dil_conv_5x5", 2), ("sep_conv_5x5", 1)),
+    ),
+)
