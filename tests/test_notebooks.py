@@ -66,6 +66,12 @@ def test_cells_are_short(notebook):
         assert len(cell.source.splitlines()) <= 20, f"more than 20 lines:\n{cell.source}"
 
 
+def test_no_cell_ends_in_a_semicolon(notebook):
+    """nbval shows the value that a closing semicolon hides: assign it instead."""
+    for cell in code_cells(notebook):
+        assert not cell.source.rstrip().endswith(";"), cell.source
+
+
 def test_markdown_is_readable_where_nothing_builds_the_book(notebook):
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -75,6 +81,7 @@ def test_markdown_is_readable_where_nothing_builds_the_book(notebook):
 
 def test_colab_link_and_first_cell_agree_with_the_configuration(path, notebook):
     url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    assert notebook.cells[0].source.startswith(tool.title_start(path.stem))
     assert tool.colab_link(path.name, url) in notebook.cells[0].source.splitlines()
     first = code_cells(notebook)[0]
     assert first.source == tool.first_cell(url), "run: python tools/notebooks.py setup"
@@ -106,7 +113,7 @@ def make_book(root: Path, url: str, *sources: str) -> Path:
     (root / "_config.yml").write_text(f"repository:\n  url: {url}\n")
     for name in ("CITATION.cff", "pyproject.toml", "README.md", "CONTRIBUTING.md", "book/intro.md"):
         (root / name).write_text(f"see {url} and https://colab.research.google.com/github/{url[19:]}/blob/main\n")
-    cells = [nbformat.v4.new_markdown_cell("# Title\n\nText."), *map(nbformat.v4.new_code_cell, sources)]
+    cells = [nbformat.v4.new_markdown_cell("# 1. Title\n\nText."), *map(nbformat.v4.new_code_cell, sources)]
     path = root / "book" / "01-a.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     return path

@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST_LINE = "# Makes `import dcpnas_lite` work; where it works already, this cell does nothing."
+FIRST_LINE = "# Installs dcpnas_lite where it is missing; otherwise does nothing."
 COLAB = re.compile(r"^\[[^\]]*\]\(https://colab\.research\.google\.com/github/[^)]*\)$", re.MULTILINE)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -37,6 +37,11 @@ def notebooks(root: Path = ROOT) -> list[Path]:
     return sorted((root / "book").glob("*.ipynb"))
 
 
+def title_start(stem: str) -> str:
+    """A chapter, 07-name.ipynb, carries its number in the title, so that Colab shows it, too."""
+    return f"# {int(stem[:2])}. " if stem[:2].isdigit() else "# "
+
+
 def colab_link(name: str, url: str) -> str:
     slug = url.removeprefix("https://github.com/")
     return f"[Open this page in Colab](https://colab.research.google.com/github/{slug}/blob/main/book/{name})"
@@ -45,7 +50,7 @@ def colab_link(name: str, url: str) -> str:
 def first_cell(url: str) -> str:
     """Source of the first code cell. It never installs torch or numpy: on Colab everything else is there already."""
     if "/OWNER/" in url:
-        action = 'print("dcpnas_lite is missing: in your copy of the repository, run `pip install --no-deps .`")'
+        action = 'print("dcpnas_lite is missing. In its repository: pip install --no-deps .")'
     else:
         action = f"%pip install --quiet --no-deps git+{url}"
     return f'{FIRST_LINE}\nimport importlib.util\n\nif importlib.util.find_spec("dcpnas_lite") is None:\n    {action}'
@@ -74,8 +79,9 @@ def write(path: Path, notebook) -> None:
 def set_up(path: Path, url: str) -> None:
     notebook = read(path)
     cells = notebook.cells
-    if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith("# "):
-        raise SystemExit(f"{path.name}: the first cell must be Markdown and start with the title, '# …'")
+    title = title_start(path.stem)
+    if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith(title):
+        raise SystemExit(f"{path.name}: the first cell must be Markdown and start with the title, '{title}…'")
     link = colab_link(path.name, url)
     if COLAB.search(cells[0].source):
         cells[0].source = COLAB.sub(lambda _: link, cells[0].source)
@@ -95,7 +101,14 @@ def execute(path: Path, timeout: int = 600) -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as empty:
         where = {"metadata": {"path": empty}}
-        client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, resources=where)
+        client = NotebookClient(
+            notebook,
+            timeout=timeout,
+            kernel_name="python3",
+            record_timing=False,
+            resources=where,
+            extra_arguments=["--log-level=ERROR"],
+        )
         try:
             client.execute()
         except CellExecutionError as error:
