@@ -1,0 +1,138 @@
+"""The closed table: complete, every check passes, and no check survives a mutant of what it checks."""
+
+from __future__ import annotations
+
+import itertools
+import pkgutil
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcpnas_lite import equations
+
+BOOK = Path(__file__).parents[1] / "book"
+NUMBERS = [f"4.{n}" for n in range(20, 54)]
+
+
+def test_the_table_is_closed():
+    assert [e.number for e in equations.TABLE] == NUMBERS
+    assert [equations.get(number).number for number in NUMBERS] == NUMBERS
+    with pytest.raises(KeyError, match="expected a number from 4.20 to 4.53, got '4.54'"):
+        equations.get("4.54")
+    assert sorted(itertools.chain(*(n.split() for n in equations.CHAPTERS.values()))) == NUMBERS
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_entry(number):
+    e = equations.get(number)
+    assert e.kind in equations.KINDS and e.verdict in equations.VERDICTS
+    assert e.title and e.printed and e.run.__doc__
+    assert bool(e.reason) == (e.verdict in ("corrected", "under an assumption"))
+    assert e.derived or e.verdict != "corrected"
+    assert "\\tag" not in e.printed + e.derived  # a number is tagged once, in its chapter
+    for tex in (e.printed, e.derived):
+        assert tex.count("{") == tex.count("}") and tex.count(r"\begin") == tex.count(r"\end")
+        assert tex.count(r"\Bigl") == tex.count(r"\Bigr")
+    for path in e.functions:
+        assert callable(pkgutil.resolve_name(path))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_check_passes(number):
+    e = equations.get(number)
+    check = e.check()
+    assert check.passed, check.text
+    assert check == e.check()  # the same on every run
+    if e.verdict in ("corrected", "under an assumption"):
+        assert check.discrepancy >= equations.WRONG
+    else:
+        assert check.discrepancy <= e.exact
+
+
+def test_all_checks_are_quick_and_leave_the_generator_alone():
+    state, start = torch.get_rng_state(), time.process_time()
+    for e in equations.TABLE:
+        e.check()
+    assert time.process_time() - start < 10
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def mapped(change, out):
+    """change applied to every tensor of a result; None where it changes none of them."""
+    if isinstance(out, torch.Tensor):
+        return change(out)
+    if isinstance(out, (list, tuple)):
+        changed = [mapped(change, part) for part in out]
+        return type(out)(*changed) if hasattr(out, "_fields") else type(out)(changed)
+    return change(torch.tensor(out)).item()
+
+
+MUTANTS = {
+    "zero": lambda t: t * 0,
+    "negated": lambda t: -t,
+    "factor missing": lambda t: t * 0.5,
+    "transposed": lambda t: t.transpose(0, 1) if t.ndim > 1 else t.flip(0) if t.ndim else t * 1.5,
+    "one column for all": lambda t: t[..., :1].expand_as(t) if t.ndim else t * 3,
+}
+FUNCTIONS = [(e.number, path) for e in equations.TABLE for path in e.functions]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("number, path", FUNCTIONS)
+def test_no_check_survives_a_mutant(number, path, mutant, monkeypatch):
+    target = pkgutil.resolve_name(path)
+    owner, name = pkgutil.resolve_name(path.rpartition(".")[0]), path.rpartition(".")[2]
+    if isinstance(target, type):  # a class: mutate what an instance returns
+        owner, name = target, "forward" if issubclass(target, torch.nn.Module) else "__call__"
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **options: mapped(MUTANTS[mutant], original(*args, **options)))
+    assert not equations.get(number).check().passed
+
+
+def test_most_equations_are_implemented_and_mutated():
+    without = {e.number for e in equations.TABLE if not e.functions}
+    assert without == {"4.20", "4.38", "4.39", "4.40"}  # notation, and steps of a proof
+
+
+def test_a_check_that_raises_has_failed(monkeypatch):
+    def broken(*args):
+        raise ValueError("wrong on purpose")
+
+    monkeypatch.setattr("dcpnas_lite.derivation.trace.alpha_factor", broken)
+    check = equations.get("4.47").check()
+    assert not check.passed and "ValueError: wrong on purpose" in check.text
+    report = equations.report()
+    assert "4.47  FAIL" in report and "wrong on purpose" in report and "32 of 34" in report  # 4.48 is built on 4.47
+    assert "**fails**" in equations.markdown_index()
+
+
+def test_report():
+    lines = equations.report().splitlines()
+    assert len(lines) == 35 and lines[-1] == "34 of 34 equations have a verdict and a passing check"
+    for number, line in zip(NUMBERS, lines, strict=False):
+        assert line.startswith(f"{number}  pass  ")
+
+
+def test_generated_pages():
+    index = equations.markdown_index()
+    for number in NUMBERS:
+        assert f"| [({number})](#eq-{number.replace('.', '-')}) |" in index
+    assert all(line.count("|") == 8 for line in index.splitlines())
+    errata = equations.markdown_errata()
+    for e in equations.TABLE:
+        assert (f"## {e.number} {e.title}" in errata) == bool(e.derived)
+        if e.derived:
+            assert f"$$ {e.printed} $$" in errata and f"$$ {e.derived} $$" in errata and e.reason in errata
+    assert "\\tag" not in errata and "fails" not in re.sub("where the assumption fails|[Ii]t fails", "", errata)
+
+
+@pytest.mark.parametrize("chapter", equations.CHAPTERS)
+def test_every_number_is_tagged_in_its_chapter(chapter):
+    notebook = BOOK / f"{chapter}.ipynb"
+    if not notebook.exists():
+        pytest.skip(f"{notebook.name} is not written yet")
+    for number in equations.CHAPTERS[chapter].split():
+        assert notebook.read_text().count(f"\\\\tag{{{number}}}") == 1, f"{notebook.name}: \\tag{{{number}}}"
