@@ -28,7 +28,8 @@ def load(path: str | os.PathLike) -> dict:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch.load raises whatever its zip and unpickling layers come upon
-        raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got an unreadable file ({type(error).__name__})") from None
+        what = f"an unreadable file ({type(error).__name__})"
+        raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got {what}") from None
     if not isinstance(state, dict) or "dcpnas_lite" not in state:
         raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got a file of something else")
     if state["dcpnas_lite"] != VERSION:

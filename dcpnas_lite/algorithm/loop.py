@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 SPACES = {"micro": MICRO, "paper": PAPER}
 TANGENT_BATCHES = 4  # validation batches whose mean is the Parent's tangent direction of a phase
 
+#: What a space changes in the default configuration.
+SPACE_DEFAULTS = {"micro": {}, "paper": {"layers": 3, "rounds": 5, "steps": 16}}
+
 #: What each method changes in the default configuration.
 METHODS = {
     "dcp-nas": {},
@@ -192,8 +195,9 @@ def search(
 
     history has, per architecture step: `network` (0 Parent, 1 Child), `weight_loss`, `alpha_loss`, `distance` (D, nan in the
     Parent), and per cell type `alpha/T` (E, M) and, where the rule has one, `psi/T`. With `measure_every`, at the steps
-    numbered in `measured`: `coupling/T` (E, M), `coupling_cosine/T` between the rule's correction and −C, `captured/T` (4: share of
-    ‖C‖² that ψ of each of `SHAPES` can carry), `gradient_ratio` ‖C‖/‖∂L/∂α‖, and `trust` (cosine of −F v with H_G v; nan in the Parent).
+    numbered in `measured`: `coupling/T` (E, M), `coupling_cosine/T` between the rule's correction and −C, `captured/T` (4:
+    share of ‖C‖² that ψ of each of `SHAPES` can carry), `gradient_ratio` ‖C‖/‖∂L/∂α‖, and `trust` (cosine of −F v with H_G v;
+    nan in the Parent).
 
     Raises FloatingPointError where a loss is no longer finite, SearchStopped where the callback returns True, ValueError for
     a checkpoint of another configuration.

@@ -108,7 +108,8 @@ def tangent_gradient(
     """(D, ∂G/∂α̂, ∇_α̂ D) on one batch (Eqs. 4.31, 4.33); gain maps the Child's logits to G (mean over the batch).
 
     curvature: "hessian", "gauss_newton", "sampled" or "rank_one" (see the module's docstring). For "sampled", `logits` must
-    take an own copy of α̂ for every one of its N = `images` images, (N, E, M) per cell type; the classes are drawn with `generator`. BatchNorm
+    take an own copy of α̂ for every one of its N = `images` images, (N, E, M) per cell type; the classes are drawn with
+    `generator`. BatchNorm
     couples the images of a batch: a score is then the derivative with respect to that image's copy, and the scores still
     sum to the batch's gradient.
     """

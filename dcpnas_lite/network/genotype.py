@@ -104,8 +104,8 @@ class Genotype:
 def discretize(space: Space, alphas: Mapping[str, Float[Tensor, "E M"]]) -> Genotype:
     """The genotype of architecture parameters: per edge the strongest operation other than `none`.
 
-    Where a node of the space has more than `space.keep` incoming edges, the `keep` edges stay whose best operation has the largest
-    softmax weight, as in DARTS. Ties go to the lower index.
+    Where a node of the space has more than `space.keep` incoming edges, the `keep` edges stay whose best operation has the
+    largest softmax weight, as in DARTS. Ties go to the lower index.
     """
     candidates = [m for m, name in enumerate(space.operations) if name != "none"]
     cells = {}
