@@ -110,6 +110,13 @@ def test_notation_links_the_equations_that_the_book_has():
     assert not unlinked, "in notation.md, write them as [(4.22)](#eq-4-22)"
 
 
+def test_notation_names_what_the_package_has():
+    rows = [row.split("|")[2] for row in markdown(SOURCES["notation"]).splitlines() if row.startswith("| ")]
+    names = {name for row in rows for code in re.findall(r"`([^`]+)`", row) for name in re.findall(r"[A-Za-z_]\w+", code)}
+    words = set(re.findall(r"\w+", "".join(path.read_text() for path in (ROOT / "dcpnas_lite").rglob("*.py"))))
+    assert len(names) > 30 and not names - words
+
+
 # Links
 
 
