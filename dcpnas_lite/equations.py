@@ -913,8 +913,8 @@ def _():
     derived=r"\tilde\alpha^{t+1} = \alpha^{t+1} + \eta \psi^t \circledast \alpha^t, \qquad \psi^t_{e,m} = - "
     r"C_{e,m} / \alpha^t_{e,m}",
     reason="In 4.49 the row α_e meets the column g̃_{e'} in an inner product, one number per edge; here the same bracket "
-    "multiplies α element by element. Where g̃_e is a number the shapes agree, but every row of the bracket is the same number and "
-    "the correction only rescales α. As a parametrization the line is sound: a full ψ = −C/α carries any coupling.",
+    "multiplies α element by element. Where g̃_e is a number the shapes agree, but every row of the bracket is the same "
+    "number and the correction only rescales α. As a parametrization the line is sound: a full ψ = −C/α carries any coupling.",
     functions=(_TRACE + "psi_as_printed", _TRACE + "psi_as_derived", _TRACE + "update"),
 )
 def _():

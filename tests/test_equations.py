@@ -75,7 +75,7 @@ MUTANTS = {
     "negated": lambda t: -t,
     "factor missing": lambda t: t * 0.5,
     "transposed": lambda t: t.transpose(0, 1) if t.ndim > 1 else t.flip(0) if t.ndim else t * 1.5,
-    "one column for all": lambda t: t[..., :1].expand_as(t) if t.ndim else t * 3,
+    "one entry for all": lambda t: t.flatten()[0].expand_as(t) if t.ndim else t * 3,
 }
 FUNCTIONS = [(e.number, path) for e in equations.TABLE for path in e.functions]
 
