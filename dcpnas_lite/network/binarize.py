@@ -26,7 +26,7 @@ class _Sign(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return torch.sign(x).add_(0.5).sign_()  # −1, 0, +1 → −½, ½, 1½ → −1, +1, +1
+        return x.clamp(-1, 0).floor_().mul_(2).add_(1)  # −1 or 0, then −1 or +1; unlike torch.sign it keeps NaN
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
