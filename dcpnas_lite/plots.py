@@ -1,0 +1,193 @@
+"""Pictures of results: a found cell, and what α, ψ̃ and the losses did during a search. Owns no equation.
+
+Every function takes results and returns a matplotlib figure on a white ground: the last expression of a notebook cell shows it,
+`.savefig(path)` writes it. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, Patch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from .network.genotype import Genotype
+    from .network.supernet import Space
+
+COLOURS = {
+    "none": "#999999",
+    "skip_connect": "#000000",
+    "dil_conv_3x3": "#E69F00",
+    "dil_conv_5x5": "#D55E00",
+    "max_pool_3x3": "#56B4E9",
+    "avg_pool_3x3": "#009E73",
+    "sep_conv_3x3": "#0072B2",
+    "sep_conv_5x5": "#CC79A7",
+}
+PARENT, CHILD = "#0072B2", "#D55E00"
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure that a notebook shows whether or not pyplot was imported."""
+
+    def _repr_png_(self) -> bytes:
+        out = BytesIO()
+        self.savefig(out, format="png")
+        return out.getvalue()
+
+
+def _figure(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, height), dpi=110, facecolor="white", layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _plain(axis: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_title(title, fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+
+
+def label(operation: str) -> str:
+    """"sep_conv_3x3" → "sep conv 3×3"."""
+    return operation.replace("_connect", "").replace("_", " ").replace("3x3", "3×3").replace("5x5", "5×5")
+
+
+def cell(genotype: Genotype) -> Figure:
+    """Draw the cell, or the normal and the reduction cell: nodes in a row, one arrow with its operation per edge."""
+    arcs = {name: _arcs(nodes, genotype.inputs) for name, nodes in genotype.cells.items()}
+    heights = [1.15 + max((apex for *_, apex in cell_arcs), default=0) for cell_arcs in arcs.values()]
+    last = genotype.inputs + len(genotype.normal) - 1
+    inch = 1.45  # per unit, a unit being the distance of two nodes
+    figure, axes = _figure(len(arcs), 1, (last + 1.85) * inch, sum(heights) * inch + 0.3 * len(arcs), height_ratios=heights)
+    for axis, (name, cell_arcs), height in zip(axes.flat, arcs.items(), heights, strict=True):
+        axis.set(xlim=(-0.35, last + 1.5), ylim=(-0.75, height - 0.75), aspect="equal")
+        axis.set_title({"reduce": "reduction"}.get(name, name) + " cell", fontsize=10)
+        axis.set_axis_off()
+        _draw_cell(axis, genotype.inputs, last, cell_arcs)
+    return figure
+
+
+def _arcs(nodes: tuple, inputs: int) -> list[tuple[str, int, int, float]]:
+    """(operation, source, target, height of the arc) of every edge; equal edges stand above each other."""
+    arcs, seen = [], Counter()
+    for target, edges in enumerate(nodes, inputs):
+        for name, source in edges:
+            arcs.append((name, source, target, 0.5 * (target - source - 1 + seen[source, target])))
+            seen[source, target] += 1
+    return arcs
+
+
+def _draw_cell(axis: Axes, inputs: int, last: int, arcs: list[tuple[str, int, int, float]]) -> None:
+    for name, source, target, apex in arcs:
+        arrow = FancyArrowPatch(
+            (source, 0),
+            (target, 0),
+            connectionstyle=f"arc3,rad={-2 * apex / (target - source)}",
+            arrowstyle="-|>",
+            mutation_scale=13,
+            shrinkA=11,
+            shrinkB=11,
+            lw=1.8,
+            color=COLOURS[name],
+            linestyle=":" if name == "none" else "-",
+        )
+        axis.add_patch(arrow)
+        text = label(name).replace(" 3", "\n3").replace(" 5", "\n5")
+        box = dict(boxstyle="round,pad=0.3", facecolor="white", edgecolor=COLOURS[name], lw=1.2)
+        axis.text((source + target) / 2, apex, text, ha="center", va="center", fontsize=8, linespacing=1, bbox=box, zorder=5)
+    for node in range(last + 1):
+        face = "#DDDDDD" if node < inputs else "white"
+        axis.plot(node, 0, "o", markersize=22, markerfacecolor=face, markeredgecolor="black", zorder=4)
+        axis.text(node, 0, str(node), ha="center", va="center_baseline", fontsize=10, zorder=5)
+        if node < inputs:
+            axis.text(node, -0.25, "input", ha="center", va="top", fontsize=8)
+        else:
+            axis.plot([node, node], [-0.2, -0.5], color="#777777", lw=1.2)
+    axis.annotate("", (last + 0.7, -0.5), (inputs, -0.5), arrowprops=dict(arrowstyle="-|>", color="#777777", lw=1.2, shrinkA=0))
+    axis.text(last + 0.75, -0.5, "concatenated\noutput", va="center", fontsize=8)
+
+
+def trajectories(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal") -> Figure:
+    """softmax(α) of every operation over the architecture steps, one panel per edge; the Child's phases have a grey ground.
+
+    Raises KeyError where `history` has no such cell type.
+    """
+    alpha = history[f"alpha/{cell_type}"]
+    shares = np.exp(alpha - alpha.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    return _edges(shares, np.asarray(history["network"]) == 1, space, "softmax(α)")
+
+
+def psi(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal", network: str = "child") -> Figure:
+    """ψ̃ of one network ("parent" or "child") over that network's architecture steps, one panel per edge.
+
+    Raises KeyError where the search learned no ψ̃ for this cell type, ValueError where it has no steps of this network.
+    """
+    mine = np.asarray(history["network"]) == (network == "child")
+    if network not in ("parent", "child") or not mine.any():
+        raise ValueError(f"network: expected one that was searched, 'parent' or 'child', got {network!r}")
+    values = history[f"psi/{cell_type}"][mine]
+    return _edges(values, np.zeros(len(values), bool), space, f"ψ̃ of the {network.capitalize()}")
+
+
+def _edges(values: Float[np.ndarray, "T E M"], shaded: np.ndarray, space: Space, ylabel: str) -> Figure:
+    columns = min(len(space.edges), 5)
+    rows = -(-len(space.edges) // columns)
+    figure, axes = _figure(rows, columns, max(2.0 * columns, 7.5), 1.9 * rows + 0.9, sharex=True, sharey=True)
+    for e, axis in enumerate(axes.flat):
+        if e >= len(space.edges):
+            axis.set_axis_off()
+            continue
+        for start, stop in _runs(shaded):
+            axis.axvspan(start - 0.5, stop - 0.5, color="#EEEEEE", lw=0)
+        for m, name in enumerate(space.operations):
+            style = ":" if name == "none" else "--" if "pool" in name else "-"
+            axis.plot(values[:, e, m], style, color=COLOURS[name], lw=1.6, label=label(name))
+        source, target = space.edges[e]
+        below = e + columns >= len(space.edges)
+        _plain(axis, f"edge {source} → {target}", "architecture step" if below else "", ylabel if e % columns == 0 else "")
+        axis.tick_params(labelbottom=below)
+    handles = axes.flat[0].get_legend_handles_labels()[0]
+    if shaded.any():
+        handles.append(Patch(color="#EEEEEE", label="Child's phases"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
+    return figure
+
+
+def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:
+    """[start, stop) of every unbroken run of True."""
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
+    yield from zip(ends[::2], ends[1::2], strict=True)
+
+
+def losses(history: Mapping[str, np.ndarray]) -> Figure:
+    """The weight loss and the architecture loss of Parent and Child, and the tangent distance D, over the architecture steps.
+
+    The Parent's losses are L_NAS; a Child with a Parent has −G (+ μ L_R in the weight loss), one without has L_NAS.
+    """
+    child = np.asarray(history["network"]) == 1
+    figure, axes = _figure(1, 3, 9.0, 2.9)
+    for axis, key, title in zip(axes.flat[:2], ("weight_loss", "alpha_loss"), ("loss of w", "loss of α"), strict=True):
+        _plain(axis, title, "architecture step", "loss")
+        for mine, name, colour in ((~child, "Parent", PARENT), (child, "Child", CHILD)):
+            if mine.any():
+                axis.plot(np.flatnonzero(mine), np.asarray(history[key])[mine], ".", color=colour, ms=5, label=name)
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False)
+    axis = axes.flat[2]
+    _plain(axis, "tangent distance D (Child)", "architecture step", "D")
+    known = np.isfinite(history["distance"])
+    if known.any():
+        axis.semilogy(np.flatnonzero(known), np.asarray(history["distance"])[known], ".", color=CHILD, ms=5)
+    else:
+        axis.text(0.5, 0.5, "not used", transform=axis.transAxes, ha="center", va="center")
+    return figure
