@@ -188,7 +188,7 @@ def _along(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, s
 
 
 class _Classifier:
-    """A small smooth p(X; α): 5 inputs, 3 classes, α (2, 3); with every derivative of log p_n by autograd."""
+    """A small smooth p(X; α): 5 inputs, 3 classes, α (2, 3); derivatives of functions of p by autograd."""
 
     def __init__(self):
         self.inputs, self.out = _normal(5, 4, 6, seed=1), _normal(4, 3, seed=2)
@@ -200,17 +200,21 @@ class _Classifier:
     def p(self, alpha: Tensor) -> Tensor:
         return self.logits(alpha).softmax(1)
 
-    def derivatives(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Value (5, 3), gradient (5, 3, 6) and Hessian (5, 3, 6, 6) of a function of p, in the flattened α."""
-        flat = self.alpha.flatten()
+    def first(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient (5, 3, 6) of a function of p in the flattened α."""
+        return torch.autograd.functional.jacobian(lambda a: function(self.p(a.view(2, 3))), self.alpha.flatten())
 
-        def of(a: Tensor) -> Tensor:
-            return function(self.p(a.view(2, 3)))
+    def second(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Hessian (5, 3, 6, 6) of a function of p in the flattened α."""
 
-        def first(a: Tensor) -> Tensor:
-            return torch.autograd.functional.jacobian(of, a, create_graph=True)
+        def of(a: Tensor, s: int, n: int) -> Tensor:
+            return function(self.p(a.view(2, 3)))[s, n]
 
-        return of(flat), first(flat).detach(), torch.autograd.functional.jacobian(first, flat)
+        rows = [
+            torch.autograd.functional.hessian(lambda a, s=s, n=n: of(a, s, n), self.alpha.flatten())
+            for s, n in itertools.product(range(5), range(3))
+        ]
+        return torch.stack(rows).view(5, 3, 6, 6)
 
     def fisher(self) -> Tensor:
         """(6, 6), built from tangent.fisher_product column by column."""
@@ -434,7 +438,7 @@ def _():
     model, target = _Classifier(), _normal(5, 3, seed=4).softmax(1)
     alpha = model.alpha.clone().requires_grad_()
     (direction,) = tangent.tangent_direction(model.logits(alpha), target, [alpha])
-    p, slope, _ = model.derivatives(lambda p: p)
+    p, slope = model.p(model.alpha), model.first(lambda p: p)
     weighted = einsum("sn,sni->i", target / p, slope) / 5
     return _error(direction, weighted.view(2, 3)), _error(slope.sum((0, 1)) / 5, weighted)
 
@@ -585,7 +589,7 @@ def _():
 def _():
     """F v for every unit vector equals the expectation over classes and inputs of the outer products of scores."""
     model = _Classifier()
-    p, score = model.p(model.alpha), model.derivatives(torch.log)[1]
+    p, score = model.p(model.alpha), model.first(torch.log)
     return _error(model.fisher(), einsum("sn,sni,snj->ij", p, score, score) / 5)
 
 
@@ -603,7 +607,7 @@ def _():
 def _():
     """Exact under the model's own distribution over the classes; under another distribution the two differ."""
     model, data = _Classifier(), _normal(5, 3, seed=4).softmax(1)
-    p, fisher, second = model.p(model.alpha), model.fisher(), model.derivatives(torch.log)[2]
+    p, fisher, second = model.p(model.alpha), model.fisher(), model.second(torch.log)
     return _error(-einsum("sn,snij->ij", p, second) / 5, fisher), _error(-einsum("sn,snij->ij", data, second) / 5, fisher)
 
 
@@ -617,8 +621,8 @@ def _():
 def _():
     """∂_i log p by autograd of the logarithm equals ∂_i p / p."""
     model = _Classifier()
-    p, first, _ = model.derivatives(lambda p: p)
-    return _error(model.derivatives(torch.log)[1], first / p.unsqueeze(-1))
+    p, first = model.p(model.alpha), model.first(lambda p: p)
+    return _error(model.first(torch.log), first / p.unsqueeze(-1))
 
 
 @_entry(
@@ -632,10 +636,10 @@ def _():
 def _():
     """The Hessian of log p by autograd equals H p / p minus the outer product of the scores."""
     model = _Classifier()
-    p, first, second = model.derivatives(lambda p: p)
+    p, first, second = model.p(model.alpha), model.first(lambda p: p), model.second(lambda p: p)
     score = first / p.unsqueeze(-1)
     by_hand = second / p[..., None, None] - einsum("sni,snj->snij", score, score)
-    return _error(model.derivatives(torch.log)[2], by_hand)
+    return _error(model.second(torch.log), by_hand)
 
 
 @_entry(
@@ -652,7 +656,7 @@ def _():
 def _():
     """The expectation is 0 under the model's own distribution, not under another one."""
     model, data = _Classifier(), _normal(5, 3, seed=4).softmax(1)
-    p, _, second = model.derivatives(lambda p: p)
+    p, second = model.p(model.alpha), model.second(lambda p: p)
     size = second.norm()
     own = einsum("sn,snij->ij", p, second / p[..., None, None]) / size
     other = einsum("sn,snij->ij", data, second / p[..., None, None]) / size
@@ -676,7 +680,7 @@ def _():
 def _():
     """The first equality holds, the second does not; −I is the Hessian of G where Child and Parent agree."""
     model = _Classifier()
-    p, first, _ = model.derivatives(lambda p: p)
+    p, first = model.p(model.alpha), model.first(lambda p: p)
     fisher = model.fisher()
     parent = model.logits(model.alpha)
 
@@ -684,7 +688,7 @@ def _():
         return objectives.kl_gain(model.logits(a.view(2, 3)), parent)
 
     hessian = torch.autograd.functional.hessian(gain, model.alpha.flatten())
-    expectation = einsum("sn,snij->ij", p, model.derivatives(torch.log)[2]) / 5
+    expectation = einsum("sn,snij->ij", p, model.second(torch.log)) / 5
     return max(_error(-fisher, expectation), _error(-fisher, hessian)), _error(
         -einsum("sn,sni,snj->ij", p, first, first) / 5, expectation
     )

@@ -367,3 +367,17 @@ def test_in_the_bilinear_reading_the_printed_correction_only_rescales_alpha():
     psi = trace.psi_as_printed(factor, dw)
     assert psi.shape == (3, 1) and close(psi, psi[:1].expand(3, 1))
     assert abs(cosine(psi * toy.alpha, toy.alpha)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("E, M", SIZES)
+@pytest.mark.parametrize("random", [LinearMixture.random, Bilinear.random])
+def test_what_the_bracket_read_elementwise_keeps(E, M, random):
+    """Without the sum over m, the printed correction has e and e' exchanged against the coupling. So the two agree once e is
+    contracted with g̃: per operation they have the same component along the direct gradient ∂L/∂α_{:,m} ∝ g̃, and no other."""
+    toy, C, factor, dw = problem(random, E, M, seed=7)
+    factor = factor.expand(M, E)
+    elementwise = torch.einsum("me,em->m", factor, dw) * toy.alpha
+    assert close(torch.einsum("me,em->m", factor, elementwise), torch.einsum("me,em->m", factor, C))
+    direct = toy.dL_dalpha(toy.alpha, toy.phi(toy.alpha))
+    assert close((direct * elementwise).sum(), (direct * C).sum())
+    assert close(elementwise, C) == (E == 1)

@@ -1,0 +1,121 @@
+"""The reader's checker: every reference passes, every mutant fails, and a wrong answer gets a message that helps."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from dcpnas_lite import equations, lab
+from dcpnas_lite.derivation import trace
+
+EVERY_MUTANT = [(name, mutant) for name in lab.EXERCISES for mutant in lab.mutants(name)]
+
+
+@pytest.mark.parametrize("name", lab.EXERCISES)
+def test_reference_passes_and_says_what_was_checked(name, capsys):
+    message = lab.check(name, lab.EXERCISES[name].reference)
+    assert message.startswith(f"{name} passes: {lab.EXERCISES[name].what}")
+    assert capsys.readouterr().out == message + "\n"
+
+
+@pytest.mark.parametrize("name, mutant", EVERY_MUTANT)
+def test_every_mutant_fails(name, mutant):
+    with pytest.raises(lab.CheckFailed, match=f"^{re.escape(name)}: ") as failure:
+        lab.check(name, lab.mutants(name)[mutant])
+    assert failure.value.equation == name
+    assert "raised" not in str(failure.value)  # mutants are wrong, not broken
+
+
+def test_there_are_enough_mutants():
+    assert len(EVERY_MUTANT) >= 80
+    assert all(len(lab.mutants(name)) >= 7 for name in lab.EXERCISES)
+
+
+def test_problems_are_generic():
+    for sizes in lab.SIZES:
+        assert len(set(sizes.values())) == len(sizes)  # no two letters agree: no transposition goes unseen
+    assert any(s["E"] > s["M"] for s in lab.SIZES) and any(s["E"] < s["M"] for s in lab.SIZES)
+    for name, exercise in lab.EXERCISES.items():
+        assert name.split()[0] in {e.number for e in equations.TABLE}
+        for number in range(len(lab.SIZES)):
+            again = exercise.problem(number)
+            for argument, value in exercise.problem(number).items():
+                if isinstance(value, torch.Tensor):
+                    assert value.dtype == torch.float64 and torch.equal(value, again[argument])
+            result = exercise.reference(*again.values())
+            assert torch.isfinite(result).all() and (result != 0).any()
+
+
+def failing(fn, name="4.49") -> lab.CheckFailed:
+    with pytest.raises(lab.CheckFailed) as failure:
+        lab.check(name, fn)
+    return failure.value
+
+
+def test_shape_comes_before_value_and_is_not_broadcast():
+    problem = failing(lambda alpha, factor, dw: torch.zeros(1, dtype=torch.float64))
+    assert str(problem) == "4.49: wrong shape: yours (1,), expected (3,) (E = 3, M = 4)"
+    assert problem.index is None
+    assert "wrong shape: yours (), expected (3,)" in str(failing(lambda *a: torch.tensor(1.0, dtype=torch.float64)))
+    assert "wrong shape: yours (3, 1)" in str(failing(lambda *a: trace.trace_components(*a)[:, None]))
+
+
+def test_value_failure_names_index_yours_and_expected():
+    def one_wrong(alpha, factor, dw):
+        out = trace.trace_components(alpha, factor, dw)
+        out[2] += 1
+        return out
+
+    problem = failing(one_wrong)
+    assert problem.index == (2,) and problem.yours == pytest.approx(problem.expected + 1)
+    assert re.match(r"4.49: wrong value at \[2\]: yours \S+, expected \S+ \(E = 3, M = 4\)$", str(problem))
+    scalar = failing(lambda weight, beta: torch.tensor(0.0, dtype=torch.float64), "4.23")
+    assert scalar.index == () and "wrong value: yours 0, expected" in str(scalar)
+
+
+@pytest.mark.parametrize(
+    "fn, message",
+    [
+        (lambda *a: None, "your function returned NoneType"),
+        (lambda *a: 1.0, "your function returned float"),
+        (lambda *a: trace.trace_components(*a).tolist(), "your function returned list"),
+        (lambda *a: trace.trace_components(*a).numpy(), "your function returned ndarray"),
+        (lambda *a: trace.trace_components(*a) * float("nan"), "yours nan"),
+        (lambda *a: trace.trace_components(*a) / 0, "yours"),
+        (lambda *a: trace.trace_components(*a).float(), "wrong type of number: yours torch.float32"),
+        (lambda alpha: alpha, "your function raised TypeError"),
+        (lambda *a: a[0] @ a[0], "your function raised RuntimeError"),
+        (lambda *a: trace.trace_components(*a).add(1e-6), "wrong value"),
+    ],
+)
+def test_what_is_not_an_answer(fn, message):
+    assert message in str(failing(fn))
+
+
+def test_arguments_must_stay_as_they_are():
+    def careless(alpha, factor, dw):
+        out = trace.trace_components(alpha, factor, dw)
+        dw.mul_(2)
+        return out
+
+    assert str(failing(careless)) == "4.49: your function changes its argument dw"
+
+
+def test_unknown_equation_and_no_function():
+    with pytest.raises(ValueError, match="equation: expected one of 4.45 derived, got '4.45'"):
+        lab.check("4.45", trace.coupling)
+    with pytest.raises(ValueError, match="expected one of 4.21, 4.22.*got 'x'"):
+        lab.mutants("x")
+    with pytest.raises(TypeError, match="fn: expected a function, got int"):
+        lab.check("4.49", 3)
+
+
+def test_signatures_are_told():
+    listed = lab.signatures()
+    assert "4.49             fn(alpha (E, M), factor (M, E), dw (E, M)) -> (E): as printed" in listed
+    for line in listed.splitlines():
+        assert line in lab.check.__doc__
+    required = "4.22 4.23 4.31 4.33 4.35 4.43 4.44 4.45 4.46 4.47 4.48 4.49 4.50 4.51 4.52 4.53".split()
+    assert {name.split()[0] for name in lab.EXERCISES} >= set(required)
