@@ -1,0 +1,199 @@
+"""The eight operations: shapes, gradients, what the 1-bit ones multiply, and dilation against the direct form."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dcpnas_lite.network.binarize import BinaryConv2d
+from dcpnas_lite.network.operations import CONVOLUTIONS, OPERATIONS, Dilated, FactorizedReduce, Operation, operation
+
+EVERY = list(itertools.product(OPERATIONS, (1, 2), (False, True)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_source_has_eight_operations_four_of_them_with_weights():
+    assert len(OPERATIONS) == len(set(OPERATIONS)) == 8
+    assert CONVOLUTIONS == ("dil_conv_3x3", "dil_conv_5x5", "sep_conv_3x3", "sep_conv_5x5")
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("name, stride, binary", EVERY)
+def test_shape_and_gradients(name, stride, binary, affine):
+    op = operation(name, 4, stride, binary, affine).double()
+    x = images(3, 4, 8, 6).requires_grad_()
+    out = op(x)
+    assert out.shape == (3, 4, 8 // stride, 6 // stride)
+    parameters = dict(op.named_parameters())
+    assert bool([p for p in parameters.values() if p.dim() == 4]) == (
+        name in CONVOLUTIONS or (name == "skip_connect" and stride == 2)
+    )
+    target = images(*out.shape, seed=1)  # BatchNorm makes the plain sum of the output constant
+    gradients = torch.autograd.grad((out * target).sum(), [x, *parameters.values()])
+    for which, gradient in zip(("the input", *parameters), gradients, strict=True):
+        assert torch.isfinite(gradient).all(), which
+        assert gradient.any() or name == "none", f"no gradient reaches {which}"
+        if gradient.dim() == 4 and which != "the input":
+            assert gradient.flatten(1).any(1).all(), f"an output channel of {which} has no gradient"
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_none_is_zero_and_skip_is_the_identity(binary):
+    x = images(2, 4, 6, 6)
+    for stride in (1, 2):
+        assert not operation("none", 4, stride, binary)(x).any()
+    assert torch.equal(operation("skip_connect", 4, 1, binary)(x), x)
+    assert not list(operation("skip_connect", 4, 1, binary).parameters())  # no hidden shortcut either
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pooling_against_loops(stride):
+    x = images(2, 3, 6, 4)
+    for name, reduce in (("max_pool_3x3", torch.amax), ("avg_pool_3x3", torch.mean)):
+        raw = torch.empty(2, 3, 6 // stride, 4 // stride, dtype=x.dtype)
+        for i, j in itertools.product(range(raw.shape[2]), range(raw.shape[3])):
+            top, left = stride * i - 1, stride * j - 1
+            window = x[:, :, max(top, 0) : top + 3, max(left, 0) : left + 3]  # the border counts for nothing
+            raw[:, :, i, j] = reduce(window, (2, 3))
+        expected = F.batch_norm(raw, None, None, training=True)
+        torch.testing.assert_close(operation(name, 3, stride, True, affine=False)(x), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_real_convolutions_against_the_layers_of_darts(name, stride):
+    """ReLU → depthwise → pointwise → BatchNorm; the separable ones twice, the second time with stride 1."""
+    op = operation(name, 4, stride, False, affine=False).double()
+    weights = [m.weight for m in op.modules() if isinstance(m, nn.Conv2d)]
+    kernel, dilation = int(name[-1]), 2 if name.startswith("dil") else 1
+    assert len(weights) == (2 if dilation == 2 else 4)
+    x = images(2, 4, 8, 8)
+    expected = x
+    for repeat, (depthwise, pointwise) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+        assert depthwise.shape == (4, 1, kernel, kernel) and pointwise.shape == (4, 4, 1, 1)
+        steps = (1 if repeat else stride, dilation * (kernel // 2), dilation, 4)
+        expected = F.conv2d(F.conv2d(expected.relu(), depthwise, None, *steps), pointwise)
+        expected = F.batch_norm(expected, None, None, training=True)
+    torch.testing.assert_close(op(x), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_binary_convolutions_against_the_layers_of_the_docstring(name, stride):
+    """BatchNorm → sign → border of −1 → ±1 convolution → β → PReLU, for the depthwise and for the pointwise one."""
+    op = operation(name, 4, stride, True, affine=False).double()
+    weights = [m.weight.detach() for m in op.modules() if isinstance(m, BinaryConv2d)]
+    dilation = 2 if name.startswith("dil") else 1
+    assert len(weights) == (2 if dilation == 2 else 4)
+    x = images(2, 4, 8, 8)
+    expected = x
+    for k, w in enumerate(weights):
+        b = torch.where(F.batch_norm(expected, None, None, training=True) >= 0, 1.0, -1.0).to(x.dtype)
+        rate, groups = (1, 1) if k % 2 else (dilation, 4)
+        b = F.pad(b, (rate * (w.shape[-1] // 2),) * 4, value=-1.0)
+        b = F.conv2d(b, torch.where(w >= 0, 1.0, -1.0).to(x.dtype), None, 1 if k else stride, 0, rate, groups)
+        expected = F.leaky_relu(b * w.abs().mean((1, 2, 3)).view(1, -1, 1, 1), 0.25)  # PReLU's starting slope
+    torch.testing.assert_close(op(x), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name, stride", [(name, s) for name, s, binary in EVERY if binary])
+def test_binary_operations_multiply_only_plus_and_minus_one(name, stride, monkeypatch):
+    factors, original = [], F.conv2d
+
+    def spy(x, w, *rest, **options):
+        factors.append((x, w))
+        return original(x, w, *rest, **options)
+
+    monkeypatch.setattr(F, "conv2d", spy)
+    x = images(2, 4, 7, 7) if name.startswith("dil") else images(2, 4, 8, 8)
+    x[:, :, 1:5] = 0.0
+    op = operation(name, 4, stride, True).double()
+    op(x)
+    assert not [m for m in op.modules() if isinstance(m, nn.Conv2d)]
+    assert len(factors) == sum(isinstance(m, BinaryConv2d) for m in op.modules())
+    for tensor in itertools.chain(*factors):
+        assert (tensor.abs() == 1).all()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (6, 5), (5, 8), (3, 1)])
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_dilated_equals_dilation_2(size, kernel, stride, depthwise):
+    groups = 4 if depthwise else 1
+    conv = nn.Conv2d(4, 4, kernel, padding=kernel // 2, groups=groups, bias=False).double()
+    direct = nn.Conv2d(4, 4, kernel, stride, kernel - 1, dilation=2, groups=groups, bias=False).double()
+    direct.weight = conv.weight
+    x = images(2, 4, *size).requires_grad_()
+    ours, expected = Dilated(conv, stride)(x), direct(x)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+    upstream = images(*expected.shape, seed=1)
+    for got, want in zip(*(torch.autograd.grad(out, (x, conv.weight), upstream) for out in (ours, expected)), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (6, 5), (5, 8), (3, 1)])
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize("pad_value", [-1.0, 1.0])
+def test_binary_dilated_equals_dilation_2(size, kernel, stride, pad_value):
+    conv = BinaryConv2d(4, 4, kernel, padding=kernel // 2, groups=4, pad_value=pad_value).double()
+    x = images(2, 4, *size).requires_grad_()
+    direct = BinaryConv2d(4, 4, kernel, stride, kernel - 1, dilation=2, groups=4, pad_value=pad_value).double()
+    direct.weight = conv.weight
+    ours, expected = Dilated(conv, stride)(x), direct(x)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+    upstream = images(*expected.shape, seed=1)
+    for got, want in zip(*(torch.autograd.grad(out, (x, conv.weight), upstream) for out in (ours, expected)), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_factorized_reduce_sees_every_second_pixel_of_two_grids():
+    reduce = FactorizedReduce(3, 4, False, affine=False).double()
+    x = images(2, 3, 6, 6)
+    even, odd = (m.weight for m in reduce.modules() if isinstance(m, nn.Conv2d))
+    halves = [F.conv2d(x.relu()[:, :, k::2, k::2], w) for k, w in enumerate((even, odd))]
+    expected = torch.cat([F.batch_norm(half, None, None, training=True) for half in halves], 1)
+    torch.testing.assert_close(reduce(x), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("binary", [False, True])
+def test_operations_of_the_same_key_enter_alike(stride, binary):
+    """What the supernet computes once per node must be the same function, without weights or state of its own."""
+    x, entered = images(2, 4, 8, 8), {}
+    for name in OPERATIONS:
+        op = operation(name, 4, stride, binary, affine=False).double()
+        if isinstance(op, Operation):
+            assert not list(op.enter.parameters()) and not list(op.enter.buffers())
+            first = entered.setdefault(op.key, op.enter(x))
+            assert torch.equal(op.enter(x), first)
+    assert len(entered) == 3  # max pooling, average pooling, and the four convolutions together
+
+
+def test_supernet_form_has_no_batchnorm_state_and_discrete_form_has():
+    for affine in (False, True):
+        norms = [m for m in operation("sep_conv_3x3", 4, 1, True, affine).modules() if isinstance(m, nn.BatchNorm2d)]
+        assert len(norms) == 4
+        assert all(m.affine == affine and m.track_running_stats == affine for m in norms)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("conv_7x7", 4, 1, False), "operation: expected one of none, .*got 'conv_7x7'"),
+    (("none", 4, 3, False), "stride: expected 1 or 2, got 3"),
+    (("skip_connect", 3, 2, True), "channels: expected an even number.*got 3"),
+])  # fmt: skip
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        operation(*arguments)
