@@ -17,6 +17,9 @@ _ROOMS = {
     "search": "algorithm.loop",
     "TrainConfig": "evaluation.training",
     "train": "evaluation.training",
+    "MicroBench": "evaluation.microbench",
+    "equations": "equations",
+    "lab": "lab",
     "plots": "plots",
 }
 __all__ = list(_ROOMS)

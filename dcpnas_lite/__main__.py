@@ -1,9 +1,10 @@
-"""Command line: python -m dcpnas_lite {search, train, show, equations, microbench}."""
+"""Command line: python -m dcpnas_lite search | train | show | equations | microbench."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -15,16 +16,18 @@ RESULTS = ("config.json", "genotype.json", "history.npz", "cell.png")
 
 def parser() -> argparse.ArgumentParser:
     from .algorithm.loop import METHODS, SPACES, SearchConfig
+    from .evaluation import microbench
 
     top = argparse.ArgumentParser(prog="python -m dcpnas_lite", description="Search, train and look at 1-bit cells.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    p = commands.add_parser("search", help="search a cell", description="Search a cell with Algorithm 10 and write it to a folder.")
+    what = "Search a cell with Algorithm 10 and write it to a folder. An unfinished search there is resumed."
+    p = commands.add_parser("search", help="search a cell", description=what)
     p.add_argument("--space", default="micro", choices=tuple(SPACES), help="search space (default: micro, 512 cells)")
     add_data(p)
     p.add_argument("--method", default="dcp-nas", choices=tuple(METHODS), help="search method (default: dcp-nas)")
     p.add_argument("--seed", type=int, default=0, help="seed of weights, α and data order (default: 0)")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; an unfinished search there is resumed")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     fields = ", ".join(f.name for f in dataclasses.fields(SearchConfig) if f.name not in ("space", "seed"))
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes", help=f"change a setting: {fields}")
     add_device(p)
@@ -38,8 +41,13 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument(f"--{name}", type=kind, help=f"{name} of the training recipe")
     add_device(p)
 
-    p = commands.add_parser("show", help="look at a search", description="Print the result of a search and draw its cell and its course.")
+    p = commands.add_parser("show", help="look at a search", description="Print the result of a search and draw its course.")
     p.add_argument("run", type=Path, help="folder of a search")
+
+    commands.add_parser("equations", help="check every equation", description="Check Eqs. 4.20-4.53 and print the table.")
+
+    p = commands.add_parser("microbench", help="the table of all 512 micro cells")
+    microbench.add_arguments(p)
     return top
 
 
@@ -53,7 +61,7 @@ def add_data(p: argparse.ArgumentParser, default: str | None = "digits") -> None
 def add_device(p: argparse.ArgumentParser) -> None:
     """--device and --threads."""
     p.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    p.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1: the tensors of small networks do not fill more)")
+    p.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; small networks do not gain by more)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -62,6 +70,13 @@ def write(path: Path, text: str | bytes) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(text if isinstance(text, bytes) else text.encode())
     os.replace(part, path)
+
+
+def draw(figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write(path, buffer.getvalue())
 
 
 def read_run(folder: Path) -> dict:
@@ -86,8 +101,6 @@ def read_genotype(path: Path):
 
 
 def run_search(args: argparse.Namespace) -> None:
-    import io
-
     import numpy as np
     import torch
 
@@ -110,9 +123,8 @@ def run_search(args: argparse.Namespace) -> None:
     stop = []
     old = signal.signal(signal.SIGINT, lambda *_: stop.append(True))  # finish the step, save, then leave
     try:
-        result = search(
-            source, config, callback=lambda _: bool(stop), progress=not args.quiet, checkpoint=out / "checkpoint.pt", device=args.device
-        )
+        options = dict(progress=not args.quiet, checkpoint=out / "checkpoint.pt", device=args.device)
+        result = search(source, config, callback=lambda _: bool(stop), **options)
     except SearchStopped as stopped:
         print(f"{stopped}; the same command goes on from here")
         sys.exit(130)
@@ -121,9 +133,7 @@ def run_search(args: argparse.Namespace) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **result.history, **{f"final/{t}": a.numpy() for t, a in result.alphas.items()})
     write(out / "history.npz", buffer.getvalue())
-    buffer = io.BytesIO()
-    plots.cell(result.genotype).savefig(buffer, format="png", dpi=150)
-    write(out / "cell.png", buffer.getvalue())
+    draw(plots.cell(result.genotype), out / "cell.png")
     write(out / "genotype.json", result.genotype.to_json() + "\n")
     print_result(out)
     print(f"searched in {result.seconds:.0f} s; written to {out}: {', '.join(RESULTS)}")
@@ -182,8 +192,11 @@ def run_train(args: argparse.Namespace) -> None:
             "validation_accuracy": result.validation_accuracy, "one_bit_parameters": result.one_bit,
             "real_parameters": result.real, "size_in_bits": result.bits, "seconds": round(result.seconds, 1),
         }  # fmt: skip
-        print(f"seed {seed}: {args.bits}-bit test accuracy {result.test_accuracy:.4f}, validation {result.validation_accuracy:.4f}, "
-              f"{result.bits:,} bits, {result.seconds:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"seed {seed}: {args.bits}-bit test accuracy {result.test_accuracy:.4f}, "
+            f"validation {result.validation_accuracy:.4f}, {result.bits:,} bits, {result.seconds:.0f} s",
+            flush=True,
+        )
         if path.is_dir():
             target = path / f"train-{args.bits}bit-seed{seed}.json"
             write(target, json.dumps(row, indent=1) + "\n")
@@ -193,39 +206,53 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_show(args: argparse.Namespace) -> None:
-    import io
-
     import numpy as np
 
     from . import plots
+    from .algorithm.loop import SPACES
 
     print_result(args.run)
-    with np.load(args.run / "history.npz", allow_pickle=False) as file:
-        history = dict(file)
-    last = {0: "Parent", 1: "Child"}
-    for code, name in last.items():
+    space = SPACES[read_run(args.run)["search"]["space"]]
+    try:
+        with np.load(args.run / "history.npz", allow_pickle=False) as file:
+            history = dict(file)
+    except FileNotFoundError:
+        raise ValueError(f"{args.run}: expected a finished search, but it holds no history.npz") from None
+    for code, name in enumerate(("Parent", "Child")):
         losses = history["weight_loss"][history["network"] == code]
         if len(losses):
             print(f"{name}: weight loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps")
-    for path, figure in (("losses.png", plots.losses(history)), ("trajectories.png", plots.trajectories(history))):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        write(args.run / path, buffer.getvalue())
-        print(f"drawn: {args.run / path}")
+    figures = {"losses.png": plots.losses(history)}
+    for cell_type in space.cell_types:
+        figures[f"trajectories-{cell_type}.png"] = plots.trajectories(history, space, cell_type)
+    for name, figure in figures.items():
+        draw(figure, args.run / name)
+        print(f"drawn: {args.run / name}")
+
+
+def run_equations(args: argparse.Namespace) -> None:
+    from . import equations
+
+    print(equations.report())
+
+
+def run_microbench(args: argparse.Namespace) -> int:
+    from .evaluation import microbench
+
+    return microbench.main(args)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 and one line on standard error where the input is wrong."""
     args = parser().parse_args(argv)
     try:
-        COMMANDS[args.command](args)
+        return COMMANDS[args.command](args) or 0
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         print(f"dcpnas_lite: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
-COMMANDS = {"search": run_search, "train": run_train, "show": run_show}
+COMMANDS = {"search": run_search, "train": run_train, "show": run_show, "equations": run_equations, "microbench": run_microbench}
 
 if __name__ == "__main__":
     sys.exit(main())
