@@ -36,10 +36,10 @@ class Space:
     keep: int = 2
 
     def __post_init__(self):
-        if self.inputs not in (1, 2):
+        if type(self.inputs) is not int or self.inputs not in (1, 2):
             raise ValueError(f"inputs: expected 1 or 2 input nodes, got {self.inputs!r}")
-        if self.nodes < 1 or self.keep < 1:
-            raise ValueError(f"nodes, keep: expected at least 1, got {self.nodes!r}, {self.keep!r}")
+        if type(self.nodes) is not int or type(self.keep) is not int or self.nodes < 1 or self.keep < 1:
+            raise ValueError(f"nodes, keep: expected integers of at least 1, got {self.nodes!r}, {self.keep!r}")
         if self.cell_types not in (("normal",), ("normal", "reduce")):
             raise ValueError(f"cell_types: expected ('normal',) or ('normal', 'reduce'), got {self.cell_types!r}")
         unknown = set(self.operations) - set(OPERATIONS)
@@ -66,8 +66,11 @@ class Skeleton(nn.Module):
     brought to the cell's channels by a 1 × 1 convolution; a cell's output is the concatenation of its intermediate nodes.
     Stem and classifier stay real-valued in the 1-bit form, as is usual for 1-bit networks.
 
+    Images run through in `memory_format`, channels last, which convolutions on a CPU like best.
     `make_cell(cell_type, channels)` returns a module that maps the list of input nodes to the list of intermediate nodes.
     """
+
+    memory_format = torch.channels_last
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class Skeleton(nn.Module):
 
     def run(self, x: Tensor, *mixes: dict[str, Tensor]) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W); `mixes` holds softmax(α) per cell type in a supernet."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=self.memory_format)
         states = [self.stem(x)] * self.inputs
         for preprocess, cell, cell_type in zip(self.preprocess, self.cells, self.cell_types, strict=True):
             inputs = [prepare(state) for prepare, state in zip(preprocess, states, strict=True)]
@@ -186,7 +189,7 @@ class Supernet(Skeleton):
         self.space = space
         shape = (len(space.edges), len(space.operations))
         self.alpha = nn.ParameterDict({t: nn.Parameter(1e-3 * torch.randn(shape)) for t in space.cell_types})
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=self.memory_format)
 
     def alphas(self) -> list[nn.Parameter]:
         """The architecture parameters, (E, M) per cell type."""
