@@ -1,0 +1,117 @@
+"""The supernet beside the plain loop it must equal: time of a weight step and of an α step, peak memory, one thread.
+
+    python benchmarks/supernet.py [--repeats 9]
+
+Both are timed in turn within one run, so that a ratio of medians does not depend on what else the machine does. The plain supernet
+computes every operation of every edge on its own, in torch's default memory format, dilation left to the convolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import multiprocessing
+import resource
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+
+from dcpnas_lite.algorithm.objectives import nas_loss
+from dcpnas_lite.network.binarize import BinaryConv2d
+from dcpnas_lite.network.operations import Dilated
+from dcpnas_lite.network.supernet import PAPER, MixedCell, Supernet
+
+
+class PlainCell(MixedCell):
+    """Eqs. 4.27-4.28 as they stand: one sum over edges and operations."""
+
+    def forward(self, inputs: list[Tensor], mix: Tensor) -> list[Tensor]:
+        nodes: list = inputs + [0.0] * self.space.nodes
+        for e, (i, j) in enumerate(self.space.edges):
+            for m, operation in enumerate(self.edges[e].values()):
+                nodes[j] = nodes[j] + mix[e, m] * operation(nodes[i])
+        return nodes[self.space.inputs :]
+
+
+def plain(net: Supernet) -> Supernet:
+    """A copy of a supernet with the same weights, computed the plain way."""
+    net = copy.deepcopy(net)
+    net.memory_format = torch.contiguous_format
+    for module in list(net.modules()):
+        if isinstance(module, MixedCell):
+            module.__class__ = PlainCell
+        for name, child in module.named_children():
+            if isinstance(child, Dilated):
+                setattr(module, name, dilated(child))
+    return net.to(memory_format=torch.contiguous_format)
+
+
+def dilated(module: Dilated) -> nn.Module:
+    """The convolution of dilation 2 that `Dilated` stands for."""
+    conv = module.conv
+    c_out, c_in, kernel, _ = conv.weight.shape
+    groups, geometry = conv.groups, dict(stride=module.stride, padding=2 * (kernel // 2), dilation=2, groups=conv.groups)
+    if isinstance(conv, BinaryConv2d):
+        out = BinaryConv2d(c_in * groups, c_out, kernel, pad_value=conv.pad_value, **geometry)
+    else:
+        out = nn.Conv2d(c_in * groups, c_out, kernel, bias=False, **geometry)
+    out.weight = conv.weight
+    return out
+
+
+def weight_step(net: Supernet, x: Tensor, y: Tensor) -> None:
+    torch.autograd.grad(nas_loss(net(x), y), net.weights())
+
+
+def alpha_step(net: Supernet, x: Tensor, y: Tensor) -> None:
+    torch.autograd.grad(nas_loss(net(x), y), net.alphas())
+
+
+def problem(binary: bool, batch: int = 32) -> tuple[Supernet, Tensor, Tensor]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = Supernet(PAPER, channels=8, layers=4, in_channels=3, binary=binary)
+    return net, torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
+
+
+def peak(binary: bool, is_plain: bool, queue) -> None:
+    """Peak memory of one weight step over that of the process before it, in MiB."""
+    net, x, y = problem(binary)
+    net = plain(net) if is_plain else net
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    weight_step(net, x, y)
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    repeats = parser.parse_args().repeats
+    context = multiprocessing.get_context("spawn")
+    print("network  figure        plain   fast   plain/fast")
+    for binary in (False, True):
+        net, x, y = problem(binary)
+        reference, name = plain(net), "Child" if binary else "Parent"
+        for label, step in (("weight step", weight_step), ("α step", alpha_step)):
+            times: dict[int, list[float]] = {0: [], 1: []}
+            for _ in range(repeats + 1):
+                for which, candidate in enumerate((reference, net)):
+                    start = time.perf_counter()
+                    step(candidate, x, y)
+                    times[which].append(time.perf_counter() - start)
+            a, b = (statistics.median(times[which][1:]) for which in (0, 1))
+            print(f"{name:8} {label:12} {a:6.2f} s {b:6.2f} s {a / b:6.2f}", flush=True)
+        memory = []
+        for is_plain in (True, False):
+            queue = context.Queue()
+            process = context.Process(target=peak, args=(binary, is_plain, queue))
+            process.start()
+            memory.append(queue.get())
+            process.join()
+        print(f"{name:8} peak memory  {memory[0]:5.0f} MiB {memory[1]:4.0f} MiB {memory[0] / memory[1]:5.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
