@@ -33,7 +33,7 @@ class Genotype:
     reduce: tuple[tuple[Edge, ...], ...] | None = None
 
     def __post_init__(self):
-        if self.inputs not in (1, 2):
+        if type(self.inputs) is not int or self.inputs not in (1, 2):
             raise ValueError(f"inputs: expected 1 or 2 input nodes, got {self.inputs!r}")
         for cell_type, nodes in self.cells.items():
             if not nodes:
