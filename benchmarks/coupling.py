@@ -1,0 +1,112 @@
+"""How well the learned ψ̃ follows the exact one-step coupling along a search, over rules and seeds.
+
+    python benchmarks/coupling.py coupling.csv --processes 16
+
+Runs the default MICRO search on the embedded digits with every rule and seed and appends the rows of a run when it ends; a run
+that the file holds already is not repeated. The result ships as dcpnas_lite/tables/coupling.csv, which chapters 8 and 9 read.
+
+rule, seed, network; step: architecture steps this network has made before; loss: L_NAS of the Parent, −G of the Child, before
+the step; distance: D; cosine: of the correction with −C; direct: of C with ∂L/∂α; ratio: ‖C‖ / ‖∂L/∂α‖; scalar, operation,
+edge: share of ‖C‖² that a ψ of this shape can carry; trust: cosine of −F v with H_G v, Child only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dcpnas_lite.algorithm.backtracking import Learned, Refreshed
+from dcpnas_lite.algorithm.coupling import cosine
+from dcpnas_lite.algorithm.loop import SearchConfig, search
+from dcpnas_lite.data import digits
+
+RULES = {
+    "printed": lambda: Learned(),
+    "signed": lambda: Learned(absolute=False),
+    "printed-fast": lambda: Learned(eta_psi=100.0),
+    "signed-fast": lambda: Learned(absolute=False, eta_psi=100.0),
+    "refreshed": lambda: Refreshed(every=5),
+}
+CONFIG = SearchConfig(measure_every=8)
+COLUMNS = "rule seed network step loss distance cosine direct ratio scalar operation edge trust".split()
+
+
+class Watched:
+    """A rule that also keeps the gradient of every architecture step."""
+
+    def __init__(self, rule):
+        self.rule, self.gradients, self.indices = rule, [], []
+
+    def __call__(self, step):
+        self.gradients.append(step.gradient.clone())
+        self.indices.append(step.index)
+        return self.rule(step)
+
+
+def rows(task: tuple[str, int, SearchConfig]) -> list[list[str]]:
+    """The rows of one search."""
+    rule, seed, config = task
+    torch.set_num_threads(1)
+    watched = Watched(RULES[rule]())
+    history = search(digits(), dataclasses.replace(config, seed=seed), watched).history
+    out = []
+    for i, step in enumerate(history["measured"].astype(int)):
+        values = {
+            "loss": history["alpha_loss"][step],
+            "distance": history["distance"][step],
+            "cosine": history["coupling_cosine/normal"][i],
+            "direct": cosine([torch.from_numpy(history["coupling/normal"][i])], [watched.gradients[step]]),
+            "ratio": history["gradient_ratio"][i],
+            **dict(zip(("scalar", "operation", "edge"), history["captured/normal"][i], strict=False)),
+            "trust": history["trust"][i],
+        }
+        network = "child" if history["network"][step] else "parent"
+        text = ["" if np.isnan(v) else f"{v:.3g}" for v in values.values()]
+        out.append([rule, str(seed), network, str(watched.indices[step]), *text])
+    return out
+
+
+def finished(path: Path, expected: int) -> tuple[list[list[str]], set[tuple[str, int]]]:
+    """The rows of complete runs in the file, and which runs these are."""
+    if not path.exists():
+        return [], set()
+    with path.open(newline="") as file:
+        old = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and row[1].isdigit()]
+    runs = [(row[0], int(row[1])) for row in old]
+    complete = {run for run in runs if runs.count(run) == expected}
+    return [row for row, run in zip(old, runs, strict=True) if run in complete], complete
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--tiny", action="store_true", help="a few seconds a run, to try the script")
+    options = parser.parse_args()
+    config = dataclasses.replace(CONFIG, rounds=2, steps=4, channels=2, batch=8, measure_every=2) if options.tiny else CONFIG
+    alpha_steps = (config.rounds - config.warmup) * config.steps
+    old, done = finished(options.csv, 2 * -(-alpha_steps // config.measure_every))
+    tasks = [(rule, seed, config) for seed in range(options.seeds) for rule in RULES if (rule, seed) not in done]
+    started = time.perf_counter()
+    with options.csv.open("w", newline="") as file, multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([COLUMNS, *old])
+        file.flush()
+        for n, result in enumerate(pool.imap_unordered(rows, tasks), 1):
+            writer.writerows(result)
+            file.flush()
+            print(f"{n} of {len(tasks)} runs, {time.perf_counter() - started:.0f} s", flush=True)
+        pool.close()
+        pool.join()
+
+
+if __name__ == "__main__":
+    main()
