@@ -47,7 +47,6 @@ test: $(BUILT)
 
 search: $(INSTALLED)
 	$(BIN)/python -m dcpnas_lite search --space micro --data digits --seed 0 --out $(RUN)
-	$(BIN)/python -m dcpnas_lite show $(RUN)
 	$(BIN)/python -m dcpnas_lite train $(RUN) --bits 1
 
 notebooks: $(INSTALLED)
