@@ -87,7 +87,7 @@ class Genotype:
             cells = {
                 k: tuple(tuple((str(name), source) for name, source in edges) for edges in raw[k])
                 for k in ("normal", "reduce")
-                if raw.get(k) is not None
+                if k == "normal" or raw.get(k) is not None
             }
         except (TypeError, ValueError):
             raise ValueError("genotype: expected nodes as lists of [operation, source node] pairs") from None
