@@ -24,19 +24,8 @@ HTML = ROOT / "_build" / "html"
 if not (HTML / "index.html").exists():
     pytest.fail("the book is not built: run make book", pytrace=False)
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from equation_tags import TAG, anchor  # noqa: E402
+from equation_tags import HOME, TAG, anchor  # noqa: E402
 
-# The home chapter of every printed number, by the first two letters of the file's name.
-HOME = {
-    "01": "4.22 4.23 4.34 4.35",
-    "03": "4.20 4.21 4.24 4.25 4.26 4.27 4.28 4.32 4.42",
-    "04": "4.43",
-    "05": "4.44 4.45",
-    "06": "4.46 4.47 4.48",
-    "07": "4.49 4.50",
-    "08": "4.51 4.52 4.53",
-    "09": "4.29 4.30 4.31 4.33 4.36 4.37 4.38 4.39 4.40 4.41",
-}
 SOURCES = {path.stem: path for path in sorted((ROOT / "book").glob("*.*")) if path.suffix in {".md", ".ipynb"}}
 PAGES = sorted(SOURCES)
 
@@ -144,49 +133,56 @@ def test_stylesheets_load_nothing_remote():
 # The extension, on small books of its own
 
 
-def build(folder: Path, **pages: str) -> subprocess.CompletedProcess:
+def build(folder: Path, index: str, home: str = "") -> subprocess.CompletedProcess:
     shutil.copytree(ROOT / "book" / "_ext", folder / "_ext", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "conf.py").write_text(
         "import sys; sys.path.insert(0, '_ext')\n"
         "extensions = ['myst_parser', 'sphinx.ext.mathjax', 'equation_tags']\nmyst_enable_extensions = ['dollarmath']\n"
     )
-    for name, text in pages.items():
-        (folder / f"{name}.md").write_text(text)
+    (folder / "index.md").write_text("# Index\n\n" + index + ("\n\n```{toctree}\n05-home\n```\n" if home else ""))
+    if home:
+        (folder / "05-home.md").write_text("# Home\n\n" + home)
     command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-b", "html", ".", "out"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-INDEX = "# A\n\n```{toctree}\nb\n```\n\n"
-
-
 def test_equations_link_across_pages(tmp_path):
-    block = "$$\na &= b \\tag{4.44} \\\\\nc &= d \\tag{4.49′}\n$$\n"
-    index = INDEX + "[(4.44)](#eq-4-44), [](#eq-4-49-prime), [](b.md#eq-4-44)\n"
-    done = build(tmp_path, index=index, b=f"# B\n\n{block}\n[here](#eq-4-44)\n")
+    index = "[(4.44)](#eq-4-44), [](#eq-4-45-prime), [](05-home.md#eq-4-44)"
+    done = build(tmp_path, index, "$$\na &= b \\tag{4.44} \\\\\nc &= d \\tag{4.45′}\n$$\n\n[here](#eq-4-44)")
     assert done.returncode == 0, done.stderr
-    links = [(a["href"], a.text) for a in soup(tmp_path / "out" / "index.html").select("a[href*='#eq']")]
-    assert links == [("b.html#eq-4-44", "(4.44)"), ("b.html#eq-4-49-prime", "(4.49′)"), ("b.html#eq-4-44", "(4.44)")]
-    page = soup(tmp_path / "out" / "b.html")
-    assert page.find(id="eq-4-44") and page.find(id="eq-4-49-prime")
+    links = soup(tmp_path / "out" / "index.html").select("a[href*='home.html#eq']")
+    links = [(link["href"].partition("#")[2], link.text) for link in links]
+    assert links == [("eq-4-44", "(4.44)"), ("eq-4-45-prime", "(4.45′)"), ("eq-4-44", "(4.44)")]
+    page = soup(tmp_path / "out" / "05-home.html")
+    assert page.find(id="eq-4-44") and page.find(id="eq-4-45-prime")
     (math,) = page.select("div.math")
     assert math.text.strip().startswith(r"\[") and "split" not in math.text
 
 
-@pytest.mark.parametrize("other", [r"$$ b \tag{4.44} $$", r"$$ b \tag{4.44} \\ c \tag{4.44} $$"])
-def test_a_number_tagged_twice_fails_the_build(tmp_path, other):
-    here = r"$$ a \tag{4.44} $$" if other.count("tag") == 1 else ""
-    done = build(tmp_path, index=INDEX + here, b=f"# B\n\n{other}\n")
+@pytest.mark.parametrize(
+    "index, home",
+    [
+        (r"$$ a \tag{4.44} $$", r"$$ b \tag{4.44} $$"),
+        ("", r"$$ b \tag{4.44} \\ c \tag{4.44} $$"),
+        ("", "$$ a \\tag{4.44} $$\n\n$$ b \\tag{4.44} $$"),
+    ],
+    ids=["two pages", "one block", "one page"],
+)
+def test_a_number_tagged_twice_fails_the_build(tmp_path, index, home):
+    done = build(tmp_path, index, home)
     assert done.returncode != 0 and "equation 4.44 is tagged twice" in done.stderr
 
 
-def test_a_number_tagged_twice_on_one_page_fails_the_build(tmp_path):
-    done = build(tmp_path, index="# A\n\n$$ a \\tag{4.44} $$\n\n$$ b \\tag{4.44} $$\n")
-    assert done.returncode != 0 and "equation 4.44 is tagged twice" in done.stderr
+@pytest.mark.parametrize("target", ["eq-4-44", "eq-4-45-prime", "eq-5-1"])
+def test_a_link_to_a_missing_equation_fails_the_build(tmp_path, target):
+    done = build(tmp_path, f"[here](#{target})", "Nothing.")
+    assert done.returncode != 0 and f"'{target}'" in done.stderr
 
 
-def test_a_link_to_a_missing_equation_fails_the_build(tmp_path):
-    done = build(tmp_path, index="# A\n\n[(4.44)](#eq-4-44)\n")
-    assert done.returncode != 0 and "eq-4-44" in done.stderr
+def test_a_link_into_a_chapter_that_is_not_there_yet_is_text(tmp_path):
+    done = build(tmp_path, "by [(4.44)](#eq-4-44) and [(4.45′)](#eq-4-45-prime).")
+    assert done.returncode == 0, done.stderr
+    assert "by (4.44) and (4.45′)." in soup(tmp_path / "out" / "index.html").text
 
 
 # In a browser
