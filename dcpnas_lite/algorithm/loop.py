@@ -120,6 +120,8 @@ class SearchConfig:
                     raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
             elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
+        if self.layers < 2 and "reduce" in SPACES[self.space].cell_types:
+            raise ValueError(f"layers: expected at least 2 for a space with reduction cells, got {self.layers!r}")
 
     @classmethod
     def method(cls, name: str, **changes) -> SearchConfig:
@@ -142,8 +144,10 @@ class SearchConfig:
 
     @classmethod
     def from_json(cls, text: str) -> SearchConfig:
-        """Read the text of `to_json`; ValueError for a field that does not exist."""
+        """Read the text of `to_json`; ValueError for any other, or for a field that does not exist."""
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"config: expected a JSON object, got {type(values).__name__}")
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"config: expected fields of SearchConfig, got {', '.join(sorted(unknown))}")
@@ -212,7 +216,8 @@ def search(
             try:
                 event = run.step()
             except FloatingPointError as error:
-                last = f"the last good state is in {checkpoint}" if checkpoint else "no checkpoint was asked for"
+                saved = checkpoint is not None and Path(checkpoint).exists()
+                last = f"the last good state is in {checkpoint}" if saved else "there is no checkpoint"
                 raise FloatingPointError(f"step {run.done}: {error}; {last}") from None
             bar.update()
             bar.set_postfix_str(f"{event.network} {event.loss:.3f} | {_short(run.genotype())}", refresh=False)
@@ -236,7 +241,7 @@ class _Run:
         self.data, self.config, self.device = data, config, torch.device(device)
         self.space = SPACES[config.space]
         self.phases = ("parent", "child") if config.networks == "both" else (config.networks,)
-        self.rule = rule or config.rule()
+        self.rule = config.rule() if rule is None else rule
         self.done, self.total = 0, config.rounds * len(self.phases) * config.steps
         self.history: list[dict] = []
         self.tangent: list[Tensor] | None = None  # ∂f̃^P/∂α of the current Child phase
@@ -454,7 +459,7 @@ class _Run:
         }
 
     def restore(self, state: dict, path: str) -> None:
-        if state["config"] != self.config.to_json():
+        if state.get("config") != self.config.to_json():
             raise ValueError(f"{path}: expected a checkpoint of this configuration, got one of another")
         self.done, self.history = state["done"], state["history"]
         self.tangent = state["tangent"] and [t.to(self.device) for t in state["tangent"]]
