@@ -1,0 +1,141 @@
+"""Training a discrete cell: determinism, both bit widths, sizes counted by hand, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from dcpnas_lite.data import Data, Split, digits
+from dcpnas_lite.evaluation.training import TrainConfig, accuracy, predict, train
+from dcpnas_lite.network.discrete import DiscreteNetwork
+from dcpnas_lite.network.genotype import Genotype
+from dcpnas_lite.network.supernet import MICRO
+
+CELL = Genotype.from_operations(MICRO, ["sep_conv_3x3", "none", "dil_conv_5x5"])
+QUICK = TrainConfig(channels=4, layers=1, epochs=2, batch=16)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    whole = digits(size=8)
+    splits = [Split(s.x[:n], s.y[:n]) for s, n in ((whole.train, 200), (whole.validation, 40), (whole.test, 60))]
+    return dataclasses.replace(whole, train=splits[0], validation=splits[1], test=splits[2])
+
+
+@pytest.mark.parametrize("bits", [1, 32])
+def test_same_arguments_same_result(data, bits):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = train(CELL, data, bits, QUICK)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    second = train(CELL, data, bits, QUICK)
+    other = train(CELL, data, bits, dataclasses.replace(QUICK, seed=1))
+    for field in ("losses", "test_accuracy", "validation_accuracy", "bits", "one_bit", "real"):
+        assert getattr(first, field) == getattr(second, field)
+    for (name, a), b in zip(first.network.state_dict().items(), second.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert first.losses != other.losses
+    assert len(first.losses) == 2 and first.losses[1] < first.losses[0] < math.log(10) + 0.5
+    assert first.network.binary == (bits == 1) and first.network.genotype == CELL
+
+
+@pytest.mark.parametrize("bits, epochs, least", [(1, 4, 0.3), (32, 2, 0.5)])
+def test_it_learns_the_digits(bits, epochs, least):
+    data = digits(size=8)
+    result = train(CELL, data, bits, TrainConfig(channels=8, layers=1, epochs=epochs, lr=0.02))
+    assert result.test_accuracy > least  # chance is 0.1
+    assert result.test_accuracy == accuracy(result.network, data.test) and not result.network.training
+    assert result.validation_accuracy == accuracy(result.network, data.validation)
+
+
+def test_accuracy_is_the_share_of_right_predictions(data):
+    torch.manual_seed(0)
+    network = DiscreteNetwork(CELL, channels=4, layers=1)
+    network(data.train.x)  # moves the running statistics
+    predicted = predict(network, data.test, batch=7)
+    assert not network.training and torch.equal(predicted, predict(network, data.test, batch=1000))
+    network.eval()
+    with torch.no_grad():
+        one_by_one = torch.stack([network(x[None]).argmax() for x in data.test.x])
+    assert torch.equal(predicted, one_by_one)
+    right = sum(int(p) == int(y) for p, y in zip(predicted, data.test.y, strict=True))
+    assert accuracy(network, data.test) == right / len(data.test)
+
+
+def test_sizes_of_a_tiny_cell_by_hand():
+    """C = 4 channels, one layer, ten classes; the cell is sep_conv_3x3, none, dil_conv_5x5.
+
+    Stem: convolution 9 C, BatchNorm 2 C. Preprocessing: 1 × 1 convolution C². sep_conv_3x3: depthwise 9 C and pointwise C²,
+    twice; dil_conv_5x5: depthwise 25 C and pointwise C². Classifier: 2 C inputs for 10 classes, and 10 biases.
+    1-bit: each of the 7 convolutions in the cell has a BatchNorm (2 C), a PReLU (C) and a scale β per channel (C).
+    Real-valued: a BatchNorm after each pointwise convolution and after the preprocessing one, 4 in all.
+    """
+    C = 4
+    convolutions = C * C + 2 * (9 * C + C * C) + (25 * C + C * C)
+    frame = 9 * C + 2 * C + (2 * C * 10 + 10)
+    binary = DiscreteNetwork(CELL, channels=C, layers=1).size()
+    assert binary == {"one_bit": convolutions, "real": frame + 7 * 4 * C, "bits": convolutions + 32 * (frame + 7 * 4 * C)}
+    real = DiscreteNetwork(CELL, channels=C, layers=1, binary=False).size()
+    total = convolutions + frame + 4 * 2 * C
+    assert real == {"one_bit": 0, "real": total, "bits": 32 * total}
+
+
+def test_result_reports_the_size_of_its_network(data):
+    result = train(CELL, data, 1, dataclasses.replace(QUICK, epochs=1))
+    assert {"one_bit": result.one_bit, "real": result.real, "bits": result.bits} == result.network.size()
+    assert result.bits < sum(p.numel() for p in result.network.parameters()) * 32
+    assert result.seconds > 0
+
+
+def test_learning_rate_falls_to_zero_over_all_steps(data, monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+
+    def watch(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watch)
+    train(CELL, data, 32, dataclasses.replace(QUICK, lr=0.02, batch=64))  # 200 // 64 = 3 steps an epoch
+    expected = [0.01 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bits", [0, 2, 8, 16, None, "1"])
+def test_other_bits_are_refused(data, bits):
+    with pytest.raises(ValueError, match=f"bits: expected 1 or 32, got {bits!r}"):
+        train(CELL, data, bits, QUICK)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(lr=0), "lr: expected a positive finite number, got 0"),
+    (dict(lr=math.nan), "lr: expected a positive finite number, got nan"),
+    (dict(lr="0.1"), "lr: expected a positive finite number, got '0.1'"),
+    (dict(epochs=0), "epochs: expected an integer of at least 1, got 0"),
+    (dict(batch=2.0), "batch: expected an integer of at least 1, got 2.0"),
+    (dict(channels=True), "channels: expected an integer of at least 1, got True"),
+    (dict(layers=-1), "layers: expected an integer of at least 1, got -1"),
+    (dict(seed=-1), "seed: expected an integer of at least 0, got -1"),
+])  # fmt: skip
+def test_a_wrong_value_names_the_field(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        TrainConfig(**changes)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_epoch(data):
+    spoiled = dataclasses.replace(data, train=Split(data.train.x / 0, data.train.y))
+    for bits in (1, 32):
+        with pytest.raises(FloatingPointError, match="epoch 0: the training loss is not finite"):
+            train(CELL, spoiled, bits, QUICK)
+
+
+def test_a_batch_larger_than_the_split_is_the_split(data):
+    assert len(train(CELL, data, 32, dataclasses.replace(QUICK, batch=10_000)).losses) == 2
