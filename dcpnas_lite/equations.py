@@ -122,28 +122,34 @@ def report() -> str:
 
 def markdown_index() -> str:
     """The equation index as a Markdown table, with live figures."""
-    rows = ["| Eq. | Title | Kind | Verdict | Functions | Check | Discrepancy |", "|" + "---|" * 7]
+    rows = ["| Eq. | Title | Kind | Verdict | Functions | Check |", "|" + "---|" * 6]
     for e in TABLE:
         result = e.check()
         functions = "<br>".join(f"`{path.removeprefix('dcpnas_lite.')}`" for path in e.functions) or "–"
         rows.append(
             f"| [({e.number})](#{e.anchor}) | {e.title} | {e.kind} | {e.verdict} | {functions} | "
-            f"{'passes' if result.passed else '**fails**'} | {e.figure(result)} |"
+            f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} |"
         )
     return "\n".join(rows)
 
 
 def markdown_errata() -> str:
-    """The errata as Markdown: as printed, why it cannot stand, as derived, and the check that shows it."""
+    """The errata as Markdown, in the form of a report: place, as printed, why it cannot stand, proposed, measured."""
     parts = []
     for e in TABLE:
         if e.derived:
             result = e.check()
-            what = "the printed line" if e.verdict == "corrected" else "the line where the assumption fails"
+            wrong = e.verdict == "corrected"
+            why, what = (
+                ("Why it cannot stand", "the printed line")
+                if wrong
+                else ("What it takes for granted", "the line where the assumption fails")
+            )
             parts.append(
-                f"## {e.number} {e.title}\n\nAs printed [({e.number})](#{e.anchor}):\n\n$$ {e.printed} $$\n\n"
-                f"{e.reason}\n\nAs derived:\n\n$$ {e.derived} $$\n\n"
-                f"Check ({'passes' if result.passed else '**fails**'}): {result.text} "
+                f"## {e.number} {e.title}\n\n**Place.** Section 4.4, Eq. [({e.number})](#{e.anchor}); discussed in chapter "
+                f"{int(e.chapter[:2])}.\n\n**As printed**\n\n$$ {e.printed} $$\n\n**{why}.** {e.reason}\n\n"
+                f"**{'As derived' if wrong else 'To be read as'}**\n\n$$ {e.derived} $$\n\n"
+                f"**Measured** ({'passes' if result.passed else '**fails**'}). {result.text} "
                 f"Relative error of {what}: {e.figure(result)}.\n"
             )
     return "\n".join(parts)
@@ -244,7 +250,7 @@ _TRACE, _RESPONSES = "dcpnas_lite.derivation.trace.", "dcpnas_lite.derivation.re
     "weight per operation, α multiplies w when it has one row per edge, as 4.42 says.",
 )
 def _():
-    """With w ∈ R^M, α w has one number per edge for α in R^{E×M} and is undefined for α in R^{M×E}."""
+    """With one weight per operation, α w has one number per edge for α of shape E×M and is undefined for M×E."""
     alpha, w = _normal(3, 4), _normal(4, seed=1)
     by_hand = torch.stack([sum(alpha[e, m] * w[m] for m in range(4)) for e in range(3)])
     try:
