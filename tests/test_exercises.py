@@ -1,0 +1,130 @@
+"""The exercises of the book: what a stub computes must fail its check, what the solution computes must pass it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import pytest
+import torch
+
+import dcpnas_lite as dcp
+from dcpnas_lite import lab
+
+PATHS = sorted((Path(__file__).parents[1] / "book").glob("[01][0-9]-*.ipynb"))
+CALL = re.compile(r'lab\.check\("([^"]+)", (\w+)\)')
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TINY = dcp.SearchConfig(channels=2, layers=1, batch=8, rounds=1, steps=1, warmup=0)
+
+
+class Exercise(NamedTuple):
+    """A check that a chapter asks for, the cell with the stub, and all solutions that follow."""
+
+    equation: str
+    function: str
+    tags: list[str]
+    stub: str
+    solutions: list[str]
+    imports: str
+
+
+def solutions(cells) -> list[str]:
+    """The Python in the <details> of some cells."""
+    folded = (part for cell in cells if cell.cell_type == "markdown" for part in cell.source.split("<details>")[1:])
+    return [block for part in folded for block in BLOCK.findall(part.partition("</details>")[0])]
+
+
+def defines(source: str, function: str) -> bool:
+    return re.search(rf"^def {function}\(", source, re.MULTILINE) is not None
+
+
+def exercises(path: Path) -> list[Exercise]:
+    cells = nbformat.read(path, as_version=4).cells
+    imports = [cell.source for cell in cells if cell.cell_type == "code"][1]
+    found = []
+    for i, cell in enumerate(cells):
+        for equation, function in CALL.findall(cell.source) if cell.cell_type == "code" else ():
+            stub = next(c for c in reversed(cells[: i + 1]) if c.cell_type == "code" and defines(c.source, function))
+            found.append(
+                Exercise(equation, function, stub.metadata.get("tags", []), stub.source, solutions(cells[i:]), imports)
+            )
+    return found
+
+
+ALL = {f"{path.stem[:2]}: {e.equation} {e.function}": e for path in PATHS for e in exercises(path)}
+
+
+def function(exercise: Exercise, source: str):
+    names: dict = {}
+    exec(exercise.imports, names)
+    exec(source, names)
+    return names[exercise.function]
+
+
+@pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)
+def test_stub_fails(exercise):
+    with pytest.raises(lab.CheckFailed):
+        lab.check(exercise.equation, function(exercise, exercise.stub))
+
+
+@pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)
+def test_solution_passes(exercise):
+    solution = next((s for s in exercise.solutions if defines(s, exercise.function)), None)
+    assert solution, f"no solution defines {exercise.function}"
+    lab.check(exercise.equation, function(exercise, solution))
+
+
+@pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)
+def test_tag_names_the_check(exercise):
+    named = [tag.removeprefix("exercise:") for tag in exercise.tags if tag.startswith("exercise:")]
+    assert named in ([], [exercise.equation])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+def test_three_to_five_solutions_that_know_their_names(path, tmp_path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert 3 <= sum(cell.source.count("<summary>Solution") for cell in cells if cell.cell_type == "markdown") <= 5
+    code = [cell.source for cell in cells if cell.cell_type == "code"][1:]
+    file = tmp_path / "chapter.py"
+    file.write_text("\n\n".join(code + solutions(cells)))
+    ruff = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select=E9,F821", file], capture_output=True, text=True
+    )
+    assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+
+
+def rules() -> dict[str, tuple[str, str, str]]:
+    """The readers' rules that the book shows, in cells and solutions: functions of a step."""
+    found = {}
+    for path in PATHS:
+        cells = nbformat.read(path, as_version=4).cells
+        for source in [c.source for c in cells if c.cell_type == "code"] + solutions(cells):
+            for node in ast.parse(source).body if "%" not in source[:1] else ():
+                if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args] == ["step"]:
+                    imports = [c.source for c in cells if c.cell_type == "code"][1]
+                    text = ast.get_source_segment(source, node)
+                    found[f"{path.stem[:2]}: {node.name} {len(found)}"] = (imports, text, node.name)
+    return found
+
+
+RULES = rules()
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_rule_of_the_readers_runs_in_the_search(rule):
+    imports, text, name = rule
+    names: dict = {}
+    exec(imports, names)
+    exec(text, names)
+    result = dcp.search(dcp.digits(size=8), TINY, backtracking=names[name])
+    assert result.history["alpha/normal"].shape == (2, 3, 8)
+    assert torch.isfinite(result.alphas["normal"]).all()
+
+
+def test_chapter_7_shows_a_rule():
+    assert any(name.startswith("07: my_rule") for name in RULES)
