@@ -1,0 +1,443 @@
+"""Ground truth: all 8³ = 512 cells of the MICRO space, trained real-valued and 1-bit, in one table per data set.
+
+A cell is a number 0 … 511, its three operation names in the order of `MICRO.edges`, or a `Genotype`. `MicroBench.load` reads
+a table that ships with the package; `build` is what made it, and a table can be built for any other recipe.
+
+A table is a CSV file, plain or gzipped: one line `# {json}` with the recipe and its hash, a line of column names, one row per
+training. Building appends rows to the plain file, so it can be stopped at any moment and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .. import data as datasets
+from ..data import Data
+from ..network.binarize import BinaryConv2d
+from ..network.genotype import Genotype
+from ..network.supernet import MICRO
+from .training import TrainConfig, TrainResult, train
+
+TABLES = Path(__file__).parent.parent / "tables"
+CELLS = len(MICRO.operations) ** len(MICRO.edges)
+BITS = (1, 32)
+COLUMNS = {
+    "cell": int,
+    "bits": int,
+    "seed": int,
+    "test_accuracy": float,  # share of the test images, 0 … 1
+    "validation_accuracy": float,
+    "one_bit": int,  # parameters stored as one bit
+    "real": int,  # parameters stored as 32-bit floats
+    "size": int,  # bits of all parameters
+    "binary_operations": int,  # multiply-accumulates of ±1 with ±1, for one image
+    "float_operations": int,  # multiply-accumulates of the other convolutions and the classifier
+    "seconds": float,
+}
+Cell = int | Sequence[str] | Genotype
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the trainings of a table are made: the data set with its reader's options, and the training without its seed."""
+
+    data: str
+    options: dict
+    config: TrainConfig
+
+    def load(self, root: str | os.PathLike | None = None) -> Data:
+        """Read the data; `root` is the folder of its files. The split is the same for all seeds of a table."""
+        return datasets.load(self.data, root, **self.options)
+
+    def to_json(self) -> str:
+        """One line that determines every training of the table but for its cell, bits and seed."""
+        config = dataclasses.asdict(self.config)
+        del config["seed"]
+        return json.dumps({"data": self.data, "options": self.options, "train": config})
+
+    @property
+    def hash(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of `to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+RECIPES = {
+    "digits": Recipe("digits", {}, TrainConfig(channels=16, layers=3, epochs=12, batch=64)),
+    "fashion_mnist": Recipe(
+        "fashion_mnist", {"train": 3000, "validation": 3000}, TrainConfig(channels=16, layers=3, epochs=8, batch=64)
+    ),
+}
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+
+
+def index(cell: Cell) -> int:
+    """The number of a cell. Raises ValueError for anything that is no cell of the MICRO space."""
+    if isinstance(cell, Genotype):
+        edges = [[name for name, source in node] for node in cell.normal]
+        sources = [[source for _, source in node] for node in cell.normal]
+        if cell.inputs != 1 or cell.reduce is not None or sources != [[0], [0, 1]]:
+            raise ValueError(f"cell: expected a genotype with all edges of the micro space, got {cell}")
+        cell = edges[0] + edges[1]
+    if isinstance(cell, int | np.integer) and not isinstance(cell, bool):
+        if not 0 <= cell < CELLS:
+            raise ValueError(f"cell: expected a number 0 … {CELLS - 1}, got {cell}")
+        return int(cell)
+    names = MICRO.operations
+    if isinstance(cell, str) or len(cell) != len(MICRO.edges) or not set(cell) <= set(names):
+        raise ValueError(f"cell: expected {len(MICRO.edges)} of {', '.join(names)}, got {cell!r}")
+    number = 0
+    for name in cell:
+        number = number * len(names) + names.index(name)
+    return number
+
+
+def operations(cell: Cell) -> tuple[str, ...]:
+    """The operation names of a cell, in the order of `MICRO.edges`."""
+    number, base = index(cell), len(MICRO.operations)
+    return tuple(MICRO.operations[number // base**e % base] for e in reversed(range(len(MICRO.edges))))
+
+
+def genotype(cell: Cell) -> Genotype:
+    """The genotype of a cell."""
+    return Genotype.from_operations(MICRO, operations(cell))
+
+
+def canonical(cell: Cell) -> int:
+    """The smallest number among the cells that are the same function of the same weights, up to a swap of the two nodes.
+
+    The cell computes node 1 = a(x) and node 2 = b(x) + c(node 1), and returns both. Three identities:
+    c = skip_connect is c = none where a = none (either adds zero); with c = none the nodes swap, (a, b) ~ (b, a);
+    with a = skip_connect node 1 is x, so node 2 = b(x) + c(x) and (b, c) ~ (c, b). A pooling or convolution that reads a
+    `none` is not among them: it still adds its BatchNorm's learned constant and, 1-bit, the pattern of its border.
+    """
+    a, b, c = operations(cell)
+    if a == "none" and c == "skip_connect":
+        c = "none"
+    same = {(a, b, c)}
+    for _ in range(2):  # a swap can make another one possible
+        for a, b, c in tuple(same):
+            if c == "none":
+                same.add((b, a, c))
+            if a == "skip_connect":
+                same.add((a, c, b))
+            if a == "none" and c in ("none", "skip_connect"):
+                same |= {(a, b, "none"), (a, b, "skip_connect")}
+    return min(map(index, same))
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
+
+
+def count_operations(network: nn.Module, image: torch.Tensor) -> tuple[int, int]:
+    """(binary, real-valued) multiply-accumulates of the convolutions and the classifier for one image (C, H, W).
+
+    A convolution whose input is all zero for lack of edges counts like any other.
+    """
+    counts = [0, 0]
+
+    def count(module, inputs, out):
+        counts[not isinstance(module, BinaryConv2d)] += out[0].numel() * module.weight[0].numel()
+
+    hooks = [
+        m.register_forward_hook(count) for m in network.modules() if isinstance(m, BinaryConv2d | nn.Conv2d | nn.Linear)
+    ]
+    network.eval()
+    with torch.no_grad():
+        network(image[None])
+    for hook in hooks:
+        hook.remove()
+    return tuple(counts)
+
+
+def row(cell: int, bits: int, seed: int, result: TrainResult, image: torch.Tensor) -> str:
+    """The line of a table for one training; `image` (C, H, W) is what the operations are counted for."""
+    binary, real = count_operations(result.network, image)
+    values = (
+        cell,
+        bits,
+        seed,
+        round(result.test_accuracy, 6),
+        round(result.validation_accuracy, 6),
+        result.one_bit,
+        result.real,
+        result.bits,
+        binary,
+        real,
+        round(result.seconds, 2),
+    )
+    return ",".join(map(str, values)) + "\n"
+
+
+def train_cell(cell: int, bits: int, seed: int, recipe: Recipe, data: Data, device: str = "cpu") -> TrainResult:
+    """Train a cell by a table's recipe."""
+    return train(genotype(cell), data, bits, dataclasses.replace(recipe.config, seed=seed), device=device)
+
+
+_worker: dict = {}  # what a worker process keeps between its trainings
+
+
+def _start_worker(recipe: Recipe, root: str | None, device: str) -> None:
+    torch.set_num_threads(1)
+    _worker.update(recipe=recipe, data=recipe.load(root), device=device)
+
+
+def _row(job: tuple[int, int, int]) -> str:
+    result = train_cell(*job, **_worker)
+    return row(*job, result, _worker["data"].test.x[0].to(_worker["device"]))
+
+
+def build(
+    data: str | Recipe = "digits",
+    seeds: int | Iterable[int] = 3,
+    workers: int = 2,
+    out: str | os.PathLike | None = None,
+    cells: Iterable[Cell] = range(CELLS),
+    root: str | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Path:
+    """Train `cells` × {1, 32} bits × seeds in `workers` processes of one thread each; returns the path of the table.
+
+    data: a name of `RECIPES` or a `Recipe`. out: default runs/microbench-NAME.csv; rows that are there already are not trained
+    again. root: where the files of the data are. Seed by seed, so a build that was cut off holds whole tables of the first seeds.
+    Raises ValueError where `out` was made by another recipe, or for a name without one.
+    """
+    if isinstance(data, str) and data not in RECIPES:
+        raise ValueError(f"data: expected one of {', '.join(RECIPES)}, got {data!r}")
+    recipe = RECIPES[data] if isinstance(data, str) else data
+    path = Path(out or f"runs/microbench-{recipe.data}.csv")
+    seeds = range(seeds) if isinstance(seeds, int) else list(seeds)
+    wanted = [(index(cell), bits, seed) for seed in seeds for cell in cells for bits in BITS]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = opened(path, recipe)
+    jobs = [job for job in wanted if job not in done]
+    if not jobs:
+        return path
+    bar = tqdm(total=len(wanted), initial=len(wanted) - len(jobs), disable=not progress, unit="training", smoothing=0.05)
+    context = multiprocessing.get_context("spawn")
+    with (
+        bar,
+        open(path, "ab", buffering=0) as file,
+        context.Pool(min(workers, len(jobs)), _start_worker, (recipe, root, device)) as pool,
+    ):
+        for line in pool.imap_unordered(_row, jobs):
+            file.write(line.encode())  # one write: a row is there or it is not
+            bar.update()
+        pool.close()
+        pool.join()
+    return path
+
+
+def opened(path: Path, recipe: Recipe) -> set[tuple[int, int, int]]:
+    """Make `path` ready to be appended to; returns the (cell, bits, seed) it holds."""
+    head = f'# {{"hash": "{recipe.hash}", "recipe": {recipe.to_json()}}}\n{",".join(COLUMNS)}\n'
+    text = path.read_text() if path.exists() else ""
+    if not head.startswith(text) and not text.startswith(head):
+        raise ValueError(f"{path}: expected a table of recipe {recipe.hash}, got one that begins with {text[:100]!r}")
+    whole = text[: text.rfind("\n") + 1]  # a kill can leave the beginning of a row behind
+    if not whole.startswith(head):
+        whole = head
+    if whole != text:
+        part = path.with_name(path.name + ".part")
+        part.write_text(whole)
+        os.replace(part, path)
+    return {tuple(map(int, line.split(",")[:3])) for line in whole.splitlines()[2:]}
+
+
+def pack(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Write the table `source` gzipped and sorted by seed, cell and bits, so that equal tables are equal files but for the times."""
+    head, columns, *rows = Path(source).read_text().splitlines()
+    rows.sort(key=lambda row: [int(v) for v in (row.split(",")[i] for i in (2, 0, 1))])
+    content = gzip.compress("\n".join([head, columns, *rows, ""]).encode(), mtime=0)
+    part = Path(f"{target}.part")
+    part.write_bytes(content)
+    os.replace(part, target)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+class MicroBench:
+    """A table: what every cell reached. Accuracies are shares between 0 and 1, means over the seeds."""
+
+    def __init__(self, recipe: dict, rows: dict[str, np.ndarray]):
+        self.recipe, self.rows = recipe, rows
+        self.mean, self.error, self.runs = {}, {}, {}
+        for bits in BITS:
+            of_bits = rows["bits"] == bits
+            cells = rows["cell"][of_bits]
+            self.runs[bits] = runs = np.bincount(cells, minlength=CELLS)
+            for split in ("test", "validation"):
+                values = rows[f"{split}_accuracy"][of_bits]
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    mean = np.bincount(cells, values, CELLS) / runs
+                    squares = np.bincount(cells, (values - mean[cells]) ** 2, CELLS)
+                    deviation = np.sqrt(squares / (runs - 1))
+                    several = runs > 1
+                    pooled = math.sqrt(squares[several].sum() / (runs[several] - 1).sum()) if several.any() else math.nan
+                    self.error[bits, split] = np.where(several, deviation, pooled) / np.sqrt(runs)
+                self.mean[bits, split] = mean
+
+    @classmethod
+    def load(cls, name: str | os.PathLike = "digits") -> MicroBench:
+        """Read the shipped table `name` (digits, fashion_mnist) or the file at that path.
+
+        Raises FileNotFoundError where there is neither, ValueError for a file that is no table.
+        """
+        path = TABLES / f"microbench-{name}.csv.gz"
+        if not path.is_file():
+            path = Path(name)
+        if not path.is_file():
+            names = sorted(p.name.removeprefix("microbench-").removesuffix(".csv.gz") for p in TABLES.glob("microbench-*.csv.gz"))
+            raise FileNotFoundError(f"table: expected one of {', '.join(names)} or a file, got {str(name)!r}")
+        try:
+            content = path.read_bytes()
+            if content[:2] == b"\x1f\x8b":
+                content = gzip.decompress(content)
+            head, text = content.decode().split("\n", 1)
+            recipe = json.loads(head.removeprefix("# "))["recipe"]
+            table = list(csv.DictReader(io.StringIO(text)))
+            rows = {name: np.array([kind(row[name]) for row in table]) for name, kind in COLUMNS.items()}
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: expected a table of micro cells, got a file that is none ({error})") from None
+        return cls(recipe, rows)
+
+    def frame(self) -> dict[str, np.ndarray]:
+        """The columns of the table, one entry per training."""
+        return dict(self.rows)
+
+    def accuracy(self, cell: Cell, bits: int = 1, split: str = "test") -> float:
+        """Mean accuracy over the seeds. Raises KeyError where the table does not hold the cell."""
+        value = self._of(self.mean, bits, split)[index(cell)]
+        if math.isnan(value):
+            raise KeyError(f"cell {index(cell)} with {bits} bits is not in this table")
+        return float(value)
+
+    def standard_error(self, cell: Cell, bits: int = 1, split: str = "test") -> float:
+        """Standard error of that mean; for a cell with one seed from the standard deviation pooled over those with more."""
+        return float(self._of(self.error, bits, split)[index(cell)])
+
+    def percentile(self, cell: Cell, bits: int = 1, split: str = "test") -> float:
+        """Share of the other cells that are worse, in per cent, ties counted half: 100 is the best cell, 0 the worst."""
+        mean = self._of(self.mean, bits, split)
+        mine = mean[index(cell)]
+        others = np.delete(mean, index(cell))
+        others = others[~np.isnan(others)]
+        return float(100 * ((others < mine) + 0.5 * (others == mine)).mean())
+
+    def regret(self, cell: Cell, bits: int = 1, split: str = "test") -> tuple[float, float]:
+        """(regret, its standard error): how much the best mean accuracy of the table exceeds the cell's."""
+        best = self.top(1, bits, split)[0]
+        value = self.accuracy(best, bits, split) - self.accuracy(cell, bits, split)
+        if best == index(cell):
+            return 0.0, 0.0
+        return value, math.hypot(self.standard_error(best, bits, split), self.standard_error(cell, bits, split))
+
+    def top(self, n: int = 10, bits: int = 1, split: str = "test") -> list[int]:
+        """The n best cells, best first."""
+        return np.argsort(-self._of(self.mean, bits, split), kind="stable")[:n].tolist()
+
+    def size(self, cell: Cell, bits: int = 1) -> int:
+        """Bits of the cell's network."""
+        row = np.flatnonzero((self.rows["cell"] == index(cell)) & (self.rows["bits"] == bits))[0]
+        return int(self.rows["size"][row])
+
+    def pareto(self, bits: int = 1) -> list[int]:
+        """The cells that no other one beats in accuracy at the same size or less, smallest first."""
+        mean = self._of(self.mean, bits, "test")
+        front, best = [], -1.0
+        for cell in sorted(range(CELLS), key=lambda c: (self.size(c, bits), -mean[c])):
+            if mean[cell] > best:
+                front.append(cell)
+                best = mean[cell]
+        return front
+
+    def missing(self, seeds: int) -> list[tuple[int, int]]:
+        """The (cell, bits) with fewer than `seeds` trainings."""
+        return [(cell, bits) for cell in range(CELLS) for bits in BITS if self.runs[bits][cell] < seeds]
+
+    @staticmethod
+    def _of(table: dict, bits: int, split: str) -> np.ndarray:
+        if (bits, split) not in table:
+            raise ValueError(f"expected bits 1 or 32 and split test or validation, got {bits!r} and {split!r}")
+        return table[bits, split]
+
+
+def classes() -> dict[int, list[int]]:
+    """Canonical cell → all its isomorphic cells, for every class of more than one."""
+    found: dict[int, list[int]] = {}
+    for cell in range(CELLS):
+        found.setdefault(canonical(cell), []).append(cell)
+    return {first: cells for first, cells in found.items() if len(cells) > 1}
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser) -> None:
+    """The arguments of `python -m dcpnas_lite microbench`."""
+    parser.add_argument("action", choices=("build", "pack", "show", "check"))
+    parser.add_argument("--data", default="digits", choices=tuple(RECIPES))
+    parser.add_argument("--seeds", type=int, default=3, help="build: trainings of each cell")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--out", help="build: the table, default runs/microbench-DATA.csv; pack: its compressed form")
+    parser.add_argument("--root", help="folder with the files of the data set")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=int, default=8, help="show: how many of the best; check: how many random cells")
+    parser.add_argument("--seed", type=int, default=0, help="check: draws the cells")
+
+
+def main(args) -> int:
+    """Run `python -m dcpnas_lite microbench` with parsed arguments."""
+    plain = f"runs/microbench-{args.data}.csv"
+    if args.action == "build":
+        print(build(args.data, args.seeds, args.workers, args.out, root=args.root, device=args.device))
+    elif args.action == "pack":
+        pack(plain, args.out or f"microbench-{args.data}.csv.gz")
+    elif args.action == "show":
+        bench = MicroBench.load(args.data)
+        for cell in bench.top(args.count):
+            print(
+                f"{cell:3d}  {' '.join(operations(cell)):42s} 1-bit {bench.accuracy(cell):.4f} ± {bench.standard_error(cell):.4f}"
+                f"  real {bench.accuracy(cell, 32):.4f}  {bench.size(cell) / 8192:.2f} KiB"
+            )
+    else:
+        return check(args.data, args.count, args.seed, args.root, args.device)
+    return 0
+
+
+def check(name: str, count: int, seed: int, root: str | None = None, device: str = "cpu") -> int:
+    """Retrain `count` random cells, 1-bit, with a seed the table does not hold, and print them beside the table.
+
+    Returns 1 where a difference exceeds three standard errors (of a single training and the mean together), else 0.
+    """
+    bench, recipe = MicroBench.load(name), RECIPES[name]
+    data = recipe.load(root)
+    failed = 0
+    for cell in np.random.default_rng(seed).choice(CELLS, count, replace=False).tolist():
+        accuracy = train_cell(cell, 1, 1000 + seed, recipe, data, device).test_accuracy
+        mean, error = bench.accuracy(cell), bench.standard_error(cell)
+        spread = math.hypot(error, error * math.sqrt(bench.runs[1][cell]))
+        wrong = abs(accuracy - mean) > 3 * spread
+        failed += wrong
+        print(f"{cell:3d}  table {mean:.4f}, retrained {accuracy:.4f}, "
+              f"standard error of the difference {spread:.4f}  {'DIFFERS' if wrong else 'agrees'}", flush=True)  # fmt: skip
+    return int(failed > 0)
