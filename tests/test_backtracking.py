@@ -213,6 +213,15 @@ def test_refreshed_measures_every_k_steps_and_applies_minus_the_coupling():
     assert asked == [0, 3, 6]
 
 
+def test_refreshed_keeps_a_correction_for_each_network_and_cell_type():
+    rule, keys = Refreshed(every=2, eta=1.0), [(n, t) for n in ("parent", "child") for t in ("normal", "reduce")]
+    for index in (0, 1):
+        for k, key in enumerate(keys):
+            coupling = (lambda k=k: torch.full((E, M), float(k))) if index == 0 else no_coupling
+            got = rule(step_at(normal(E, M), torch.zeros(E, M), normal(E, M), *key, index=index, coupling=coupling))
+            assert (got == -k).all()
+
+
 # -- R(w_m) on a supernet ---------------------------------------------------------------------------------------------
 
 

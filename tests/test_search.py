@@ -306,6 +306,20 @@ def test_a_split_smaller_than_the_batch_is_one_batch(data):
     assert np.isfinite(history["weight_loss"]).all()
 
 
+def test_sampled_classes_are_drawn_anew_at_every_step(data, monkeypatch):
+    seeds, original = [], loop.tangent_gradient
+
+    def watch(*arguments):
+        seeds.append(arguments[-1].initial_seed())
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "tangent_gradient", watch)
+    for seed in (0, 1, 0):
+        search(data, tiny(seed=seed))
+    assert len(seeds) == 3 * 4 and seeds[:4] == seeds[8:]
+    assert len(set(seeds)) == 8  # another one for every step and every seed
+
+
 # -- rules of one's own -----------------------------------------------------------------------------------------------
 
 
