@@ -257,8 +257,6 @@ class _Run:
                 self.alpha_optimizers[name] = torch.optim.Adam(
                     net.alphas(), lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
                 )
-        if config.networks == "both":
-            self.networks["child"].inherit(self.networks["parent"])
 
     # -- where we are -------------------------------------------------------------------------------------------------
 
