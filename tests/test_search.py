@@ -271,6 +271,10 @@ def test_two_cell_types_have_entries_of_their_own(data):
         for cell_type in ("normal", "reduce"):
             assert result.history[f"{kind}/{cell_type}"].shape == (2, 2, 3)
     assert result.genotype.reduce is not None
+    norms = {}
+    config = tiny(space="pair", layers=2, rounds=1, steps=1, networks="parent")
+    search(data, config, backtracking=lambda s: norms.update({s.cell_type: s.norms}) or s.alpha_next)
+    assert set(norms) == {"normal", "reduce"} and not torch.equal(norms["normal"], norms["reduce"])
 
 
 def test_measurements(data):
@@ -314,10 +318,9 @@ def test_sampled_classes_are_drawn_anew_at_every_step(data, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(loop, "tangent_gradient", watch)
-    for seed in (0, 1, 0):
-        search(data, tiny(seed=seed))
-    assert len(seeds) == 3 * 4 and seeds[:4] == seeds[8:]
-    assert len(set(seeds)) == 8  # another one for every step and every seed
+    for seed, rounds in ((0, 2), (1, 1)):
+        search(data, tiny(seed=seed, rounds=rounds))
+    assert len(seeds) == len(set(seeds)) == 4 + 2  # another one for every step and every seed
 
 
 # -- rules of one's own -----------------------------------------------------------------------------------------------
