@@ -17,7 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -320,7 +319,7 @@ def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> Non
     """Run the (method, changes, seed) of `jobs` side by side and append a row per search and round to `path`."""
     configs, signs = [], []
     for method, changes, seed in jobs:
-        changes = METHODS[method] | changes
+        changes = {"absolute": False} | changes | METHODS[method]
         signs.append(changes.pop("sign", 1))
         configs.append(SearchConfig(seed=seed, **changes))
     started = time.perf_counter()
@@ -336,23 +335,11 @@ def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> Non
     searches(data, configs, signs, device, each_round)
 
 
-def best(path: Path, table: np.ndarray, methods: tuple[str, ...], structure_rounds: set[int]) -> dict:
-    """The changes with the best mean validation accuracy of the cells found by `methods` in the last round."""
-    scores: dict[str, list] = {}
-    for line in path.read_text().splitlines():
-        method, changes, _, round_, cell, _ = json.loads(line)
-        if method in methods and round_ == changes["rounds"]:
-            scores.setdefault(json.dumps(changes), []).append(table[cell])
-    for key, values in sorted(scores.items(), key=lambda item: -np.mean(item[1])):
-        print(f"{np.mean(values):.4f} ± {np.std(values) / len(values) ** 0.5:.4f}  {methods[0]} {key}", flush=True)
-    return json.loads(max(scores, key=lambda key: np.mean(scores[key])))
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", default="digits", choices=tuple(microbench.RECIPES))
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=tuple(METHODS))
-    p.add_argument("--changes", type=json.loads, nargs="+", default=[{}], help="JSON objects: changes to every method, tried in turn")
+    p.add_argument("--changes", type=json.loads, nargs="+", default=[{}], help="JSON objects: changes to all methods")
     p.add_argument("--seeds", type=int, nargs=2, default=(0, 20), metavar=("FIRST", "END"))
     p.add_argument("--root")
     p.add_argument("--out", type=Path, required=True)

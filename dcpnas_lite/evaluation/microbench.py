@@ -263,7 +263,7 @@ def opened(path: Path, recipe: Recipe) -> set[tuple[int, int, int]]:
 
 
 def pack(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Write the table `source` gzipped and sorted by seed, cell and bits, so that equal tables are equal files but for the times."""
+    """Write the table `source` gzipped and sorted by seed, cell and bits, so that equal tables differ in the times alone."""
     head, columns, *rows = Path(source).read_text().splitlines()
     rows.sort(key=lambda row: [int(v) for v in (row.split(",")[i] for i in (2, 0, 1))])
     content = gzip.compress("\n".join([head, columns, *rows, ""]).encode(), mtime=0)
@@ -293,7 +293,7 @@ class MicroBench:
                     deviation = np.sqrt(squares / (runs - 1))
                     several = runs > 1
                     pooled = math.sqrt(squares[several].sum() / (runs[several] - 1).sum()) if several.any() else math.nan
-                    self.error[bits, split] = np.where(several, deviation, pooled) / np.sqrt(runs)
+                    self.error[bits, split] = np.where(several, deviation, pooled) / np.sqrt(np.where(runs, runs, math.nan))
                 self.mean[bits, split] = mean
 
     @classmethod
@@ -364,7 +364,7 @@ class MicroBench:
         """The cells that no other one beats in accuracy at the same size or less, smallest first."""
         mean = self._of(self.mean, bits, "test")
         front, best = [], -1.0
-        for cell in sorted(range(CELLS), key=lambda c: (self.size(c, bits), -mean[c])):
+        for cell in sorted(np.flatnonzero(self.runs[bits]).tolist(), key=lambda c: (self.size(c, bits), -mean[c])):
             if mean[cell] > best:
                 front.append(cell)
                 best = mean[cell]

@@ -1,0 +1,239 @@
+"""The micro table: cells and their numbers, isomorphic cells, building, reading, and the wide networks that made it."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dcpnas_lite.evaluation.microbench as mb
+from dcpnas_lite.evaluation.training import TrainConfig
+from dcpnas_lite.network.discrete import DiscreteNetwork
+from dcpnas_lite.network.genotype import Genotype
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+TINY = mb.Recipe("digits", {"size": 8}, TrainConfig(channels=2, layers=1, epochs=1, batch=512))
+BUILD = """
+import dcpnas_lite.evaluation.microbench as mb
+from dcpnas_lite.evaluation.training import TrainConfig
+if __name__ == "__main__":
+    recipe = mb.Recipe("digits", {{"size": 8}}, TrainConfig(channels=2, layers=1, epochs=1, batch=512))
+    mb.build(recipe, 2, 1, {out!r}, cells=range(100, 100 + {cells}), progress=False)
+"""
+
+
+# -- cells
+
+
+def test_a_cell_has_one_number():
+    for number in (0, 1, 8, 64, 511, 285):
+        assert mb.index(mb.operations(number)) == mb.index(mb.genotype(number)) == mb.index(np.int64(number)) == number
+    assert mb.operations(0o123) == ("skip_connect", "dil_conv_3x3", "dil_conv_5x5")
+
+
+@pytest.mark.parametrize(
+    "cell", [-1, 512, "none", ("none",) * 2, ("none", "none", "conv"), Genotype(1, ((("none", 0),), (("none", 0),)))]
+)
+def test_no_cell_is_refused(cell):
+    with pytest.raises(ValueError, match="cell: expected"):
+        mb.index(cell)
+
+
+def same_function(a: int, b: int, binary: bool) -> bool:
+    """Whether a network of cell b, given the weights of cell a's network node by node, computes the same up to the swap of nodes.
+
+    One layer, so the classifier sees the nodes: its columns are swapped along.
+    """
+    torch.manual_seed(1)
+    first, second = (DiscreteNetwork(mb.genotype(c), 4, 1, 10, 1, binary).double() for c in (a, b))
+    x = torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    expected, w = first(x), first.classifier.weight
+    names, own = mb.operations(b), second.cells[0].operations
+    found = False
+    for order, swap in itertools.product(itertools.permutations(range(3)), (False, True)):
+        if any(n not in ("none", "skip_connect") and n != mb.operations(a)[k] for n, k in zip(names, order, strict=True)):
+            continue
+        second.stem, second.preprocess = first.stem, first.preprocess
+        second.cells[0].operations = torch.nn.ModuleList(
+            mine if n in ("none", "skip_connect") else first.cells[0].operations[k]
+            for n, k, mine in zip(names, order, own, strict=True)
+        )
+        second.classifier.weight = torch.nn.Parameter(torch.cat([w[:, 4:], w[:, :4]], 1) if swap else w)
+        second.classifier.bias = first.classifier.bias
+        found |= torch.allclose(second(x), expected, rtol=0, atol=1e-12)
+    return found
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_isomorphic_cells_compute_the_same_and_others_do_not(binary):
+    ops = [mb.MICRO.operations.index(n) for n in ("none", "skip_connect", "sep_conv_3x3", "max_pool_3x3")]
+    classes = mb.classes()
+    chosen = {k: v for k, v in classes.items() if all(i in ops for c in v for i in (c // 64, c // 8 % 8, c % 8))}
+    assert len(chosen) > 5
+    for first, cells in chosen.items():
+        for cell in cells:
+            assert same_function(first, cell, binary), (mb.operations(first), mb.operations(cell))
+    conv, skip, none = "sep_conv_3x3", "skip_connect", "none"
+    for a, b in [((conv, none, none), (conv, none, skip)), ((conv, skip, none), (conv, none, skip))]:
+        assert mb.canonical(a) != mb.canonical(b)
+        assert not same_function(mb.index(a), mb.index(b), binary)
+
+
+def test_classes_partition_the_cells():
+    canonical = [mb.canonical(c) for c in range(mb.CELLS)]
+    assert all(canonical[k] == k and k <= c for c, k in enumerate(canonical))
+    assert len(set(canonical)) == 448
+    assert sum(len(v) - 1 for v in mb.classes().values()) == mb.CELLS - 448
+
+
+# -- building
+
+
+def rows(path) -> list[list[str]]:
+    return sorted(r[:-1] for r in csv.reader(Path(path).read_text().splitlines()[2:]))  # without the seconds
+
+
+def test_a_killed_build_goes_on_to_the_same_table(tmp_path):
+    out, script = tmp_path / "t.csv", tmp_path / "build.py"
+    script.write_text(BUILD.format(out=str(out), cells=3))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(mb.__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, script], env=environment, start_new_session=True)
+    deadline = time.time() + 200
+    while time.time() < deadline and process.poll() is None and not (out.exists() and out.read_text().count("\n") > 4):
+        time.sleep(0.02)
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+    with open(out, "a") as file:
+        file.write("102,32,1,0.0")  # a row the kill cut off
+    subprocess.run([sys.executable, script], env=environment, check=True, timeout=250)
+    found = rows(out)
+    assert [r[:3] for r in found] == sorted([str(c), str(b), str(s)] for c in (100, 101, 102) for b in (1, 32) for s in (0, 1))
+    data = TINY.load()
+    result = mb.train_cell(101, 1, 1, TINY, data)
+    assert mb.row(101, 1, 1, result, data.test.x[0]).split(",")[:-1] in found
+    before = out.read_bytes()
+    mb.build(TINY, 2, 1, out, cells=[100, 101, 102], progress=False)  # nothing is left to do
+    assert out.read_bytes() == before
+
+
+def test_another_recipe_is_refused(tmp_path):
+    out = tmp_path / "t.csv"
+    mb.opened(out, TINY)
+    with pytest.raises(ValueError, match=f"expected a table of recipe {mb.RECIPES['digits'].hash}"):
+        mb.opened(out, mb.RECIPES["digits"])
+    with pytest.raises(ValueError, match="data: expected one of digits"):
+        mb.build("mnist", out=out)
+
+
+def test_operations_are_counted():
+    net = DiscreteNetwork(mb.genotype(("sep_conv_3x3", "none", "none")), 4, 1, 10, 1, binary=True)
+    binary, real = mb.count_operations(net, torch.zeros(1, 8, 8))
+    assert binary == 64 * (4 * 4 + 2 * (4 * 9 + 4 * 4))  # preprocessing; twice depthwise and pointwise
+    assert real == 64 * 4 * 9 + 8 * 10  # stem and classifier
+
+
+# -- reading
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Three 1-bit cells: 5 twice, 6 twice, 7 once."""
+    path = tmp_path / "t.csv"
+    mb.opened(path, TINY)
+    with open(path, "a") as file:
+        for cell, seed, accuracy, size in [(5, 0, 0.5, 10), (5, 1, 0.7, 10), (6, 0, 0.9, 20), (6, 1, 0.9, 20), (7, 0, 0.8, 30)]:
+            file.write(f"{cell},1,{seed},{accuracy},{accuracy},1,2,{size},3,4,0.5\n")
+    mb.pack(path, tmp_path / "t.csv.gz")
+    return mb.MicroBench.load(tmp_path / "t.csv.gz")
+
+
+def test_means_errors_ranks(small):
+    assert small.accuracy(5) == pytest.approx(0.6)
+    assert small.standard_error(5) == pytest.approx(0.1)
+    assert small.standard_error(6) == 0
+    assert small.standard_error(7) == pytest.approx(0.1)  # one seed: pooled variance (0.02 + 0) / 2
+    assert [small.percentile(c) for c in (5, 7, 6)] == [0, 50, 100]
+    assert small.top(2) == [6, 7]
+    assert small.regret(5) == (pytest.approx(0.3), pytest.approx(0.1))
+    assert small.regret(6) == (0, 0)
+    assert small.pareto() == [5, 6]
+    assert len(small.missing(1)) == 2 * mb.CELLS - 3
+    assert small.frame()["test_accuracy"].shape == (5,)
+    with pytest.raises(KeyError, match="cell 8 with 1 bits"):
+        small.accuracy(8)
+    with pytest.raises(ValueError, match="expected bits 1 or 32"):
+        small.accuracy(5, 2)
+
+
+def test_bad_tables_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected one of digits, fashion_mnist or a file"):
+        mb.MicroBench.load("mnist")
+    for content in (b"", b"cell,bits\n1,2\n", b"\x1f\x8b damaged", b'# {"recipe": {}}\ncell\nx\n'):
+        (tmp_path / "bad").write_bytes(content)
+        with pytest.raises(ValueError, match="expected a table of micro cells"):
+            mb.MicroBench.load(tmp_path / "bad")
+
+
+def test_the_shipped_digits_table_is_whole_and_of_its_recipe():
+    bench = mb.MicroBench.load("digits")
+    assert not bench.missing(2)
+    assert bench.recipe == json.loads(mb.RECIPES["digits"].to_json())
+    frame = bench.frame()
+    assert len(set(zip(*(frame[c].tolist() for c in ("cell", "bits", "seed")), strict=True))) == len(frame["cell"])
+    assert sum(p.stat().st_size for p in mb.TABLES.glob("microbench-*")) < 300_000
+
+
+def test_a_shipped_row_can_be_counted_again():
+    bench, config = mb.MicroBench.load("digits"), mb.RECIPES["digits"].config
+    for cell, bits in ((316, 1), (77, 32)):
+        net = DiscreteNetwork(mb.genotype(cell), config.channels, config.layers, 10, 1, bits == 1)
+        at = np.flatnonzero((bench.rows["cell"] == cell) & (bench.rows["bits"] == bits))[0]
+        found = [bench.rows[c][at] for c in ("one_bit", "real", "size", "binary_operations", "float_operations")]
+        assert found == [*net.size().values(), *mb.count_operations(net, torch.zeros(1, 16, 16))]
+
+
+# -- the wide networks that made the tables
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_wide_network_is_its_members(binary):
+    from tables_gpu import Wide
+
+    torch.manual_seed(2)
+    nets = [DiscreteNetwork(mb.genotype(64 * 3 + i), 2, 2, 10, 1, binary).double() for i in range(64)]
+    wide, x = Wide(nets, [3]), torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    out, expected = wide(x), torch.stack([net(x) for net in nets])
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(wide.stem[0].weight.grad, torch.cat([n.stem[0].weight.grad for n in nets]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("changes", [{"lam": 3.0}, {"backtracking": "refreshed", "refresh": 1}, {"networks": "parent"}])
+def test_a_wide_search_is_its_members(changes, monkeypatch):
+    import methods
+
+    from dcpnas_lite.algorithm.loop import SearchConfig, search
+    from dcpnas_lite.data import digits
+
+    monkeypatch.setattr(torch, "multinomial", lambda p, n, generator=None: p.argmax(-1, keepdim=True))
+    data = digits(size=8)
+    base = {"channels": 2, "layers": 1, "rounds": 2, "steps": 1, "batch": 16, "mu": 1e-3}
+    configs = [SearchConfig(seed=s, **(base | changes)) for s in (3, 8)]
+    found = methods.searches(data, configs, [1, 1], "cpu", progress=False)
+    for alpha, config in zip(found, configs, strict=True):
+        torch.testing.assert_close(alpha, search(data, config).alphas["normal"], rtol=0, atol=2e-4)
