@@ -106,6 +106,7 @@ def execute(path: Path, timeout: int = 600) -> None:
             timeout=timeout,
             kernel_name="python3",
             record_timing=False,
+            coalesce_streams=True,
             resources=where,
             extra_arguments=["--log-level=ERROR"],
         )
