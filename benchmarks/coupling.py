@@ -37,7 +37,7 @@ RULES = {
     "signed-fast": lambda: Learned(absolute=False, eta_psi=100.0),
     "refreshed": lambda: Refreshed(every=5),
 }
-CONFIG = SearchConfig(measure_every=8)
+CONFIG = SearchConfig(rounds=6, steps=12, measure_every=8)
 COLUMNS = "rule seed network step loss distance cosine direct ratio scalar operation edge trust".split()
 
 

@@ -77,7 +77,7 @@ class SearchConfig:
     networks: str = "both"
     channels: int = 8
     layers: int = 2
-    rounds: int = 6
+    rounds: int = 3
     steps: int = 12
     warmup: int = 1
     batch: int = 32

@@ -30,7 +30,7 @@ class TrainConfig:
 
     channels: int = 16
     layers: int = 3
-    epochs: int = 20
+    epochs: int = 30
     batch: int = 32
     lr: float = 0.01
     seed: int = 0
