@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dcpnas_lite.data import Data, Split, digits
+from dcpnas_lite.evaluation import training
 from dcpnas_lite.evaluation.training import TrainConfig, accuracy, predict, train
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import Genotype
@@ -96,17 +97,25 @@ def test_result_reports_the_size_of_its_network(data):
     assert result.seconds > 0
 
 
-def test_learning_rate_falls_to_zero_over_all_steps(data, monkeypatch):
-    rates, step = [], torch.optim.Adam.step
+def test_learning_rate_and_order_of_the_images(data, monkeypatch):
+    """The rate falls to 0 by a cosine over all steps; the order is another one for every seed and epoch."""
+    rates, step, orders, original = [], torch.optim.Adam.step, [], training.batches
 
     def watch(self, *args, **kwargs):
         rates.append(self.param_groups[0]["lr"])
         return step(self, *args, **kwargs)
 
+    def remember(*arguments, **options):
+        orders.append(torch.cat(original(*arguments, **options)))
+        return original(*arguments, **options)
+
     monkeypatch.setattr(torch.optim.Adam, "step", watch)
+    monkeypatch.setattr(training, "batches", remember)
     train(CELL, data, 32, dataclasses.replace(QUICK, lr=0.02, batch=64))  # 200 // 64 = 3 steps an epoch
     expected = [0.01 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
     assert rates == pytest.approx(expected)
+    train(CELL, data, 32, dataclasses.replace(QUICK, batch=64, seed=1))
+    assert len(orders) == len({tuple(order.tolist()) for order in orders}) == 4
 
 
 @pytest.mark.parametrize("bits", [0, 2, 8, 16, None, "1"])
