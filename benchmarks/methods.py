@@ -10,9 +10,11 @@ and everything else runs with other seeds. After each round a row per search is 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -335,6 +337,20 @@ def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> Non
     searches(data, configs, signs, device, each_round)
 
 
+def collect(path: Path, out: Path) -> None:
+    """The searches of `path` that were finished, with other seeds than TUNING, as the table that `microbench.found` reads."""
+    rows = {}
+    for line in path.read_text().splitlines():
+        method, changes, seed, round_, cell, _ = json.loads(line)
+        if seed not in TUNING and round_ == SearchConfig(**{k: v for k, v in changes.items() if k != "sign"}).rounds:
+            rows[list(METHODS).index(method), seed] = [method, seed, cell, json.dumps(changes)]
+    part = out.with_name(out.name + ".part")
+    with open(part, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([["method", "seed", "cell", "changes"], *(rows[key] for key in sorted(rows))])
+    os.replace(part, out)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", default="digits", choices=tuple(microbench.RECIPES))
@@ -344,7 +360,10 @@ def main() -> None:
     p.add_argument("--root")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--device", default="cpu")
+    p.add_argument("--collect", type=Path, metavar="TABLE", help="run nothing; write the finished searches of OUT to this table")
     args = p.parse_args()
+    if args.collect:
+        return collect(args.out, args.collect)
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     data = microbench.RECIPES[args.data].load(args.root)

@@ -389,6 +389,38 @@ def classes() -> dict[int, list[int]]:
     return {first: cells for first, cells in found.items() if len(cells) > 1}
 
 
+# -- search methods scored on a table ---------------------------------------------------------------------------------
+
+
+def found(name: str | os.PathLike = "digits") -> dict[str, dict[int, int]]:
+    """Method → seed → the cell that its search found: the shipped table `methods-NAME.csv`, or a file of that form.
+
+    The rows are those that `benchmarks/methods.py` wrote. Raises FileNotFoundError where there is no such table.
+    """
+    path = TABLES / f"methods-{name}.csv"
+    path = path if path.is_file() else Path(name)
+    cells: dict[str, dict[int, int]] = {}
+    for row in csv.DictReader(path.read_text().splitlines()):
+        cells.setdefault(row["method"], {})[int(row["seed"])] = int(row["cell"])
+    return cells
+
+
+def random_search(bench: MicroBench, n: int, repeats: int = 1000, seed: int = 0) -> list[int]:
+    """Of `n` random cells the one with the best validation accuracy in its first 1-bit training; `repeats` such cells."""
+    rows = bench.rows
+    first = np.flatnonzero((rows["bits"] == 1) & (rows["seed"] == 0))
+    drawn = np.random.default_rng(seed).choice(first, (repeats, n))
+    best = rows["validation_accuracy"][drawn].argmax(1)
+    return rows["cell"][drawn[np.arange(repeats), best]].tolist()
+
+
+def interval(values: Sequence[float], statistic=np.median, repeats: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """(statistic, lower and upper end of its 95 % bootstrap interval) of independent values."""
+    values = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(seed).choice(values, (repeats, len(values)))
+    return (float(statistic(values)), *np.quantile(statistic(drawn, axis=1), [0.025, 0.975]).tolist())
+
+
 # -- command line -----------------------------------------------------------------------------------------------------
 
 
