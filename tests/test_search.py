@@ -495,6 +495,21 @@ def test_a_checkpoint_of_another_configuration_is_refused(data, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_checkpoint_of_other_images_is_refused(data, tmp_path):
+    path = tmp_path / "search.pt"
+    search(data, tiny(rounds=1, steps=1), checkpoint=path)
+    other = dataclasses.replace(data, train=Split(data.train.x.flip(0), data.train.y))
+    with pytest.raises(ValueError, match="expected a checkpoint of this data"):
+        search(other, tiny(rounds=1, steps=1), checkpoint=path)
+
+
+def test_checkpoint_arguments_are_checked_before_the_first_step(data, tmp_path):
+    with pytest.raises(ValueError, match="save_every: expected at least 1"):
+        search(data, tiny(), save_every=0)
+    with pytest.raises(FileNotFoundError, match="existing folder"):
+        search(data, tiny(), checkpoint=tmp_path / "nowhere" / "search.pt")
+
+
 # -- numbers that are none --------------------------------------------------------------------------------------------
 
 

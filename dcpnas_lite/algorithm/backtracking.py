@@ -80,7 +80,7 @@ def ranking(norms: Float[Tensor, " M"]) -> Int[Tensor, " M"]:
 def backtrack(
     alpha_next: Float[Tensor, "E M"],
     alpha: Float[Tensor, "E M"],
-    psi: Float[Tensor, ...],
+    psi: Float[Tensor, " ..."],
     eta: float,
     chosen: Bool[Tensor, " M"],
 ) -> Float[Tensor, "E M"]:

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,9 +205,13 @@ def search(
     nan in the Parent).
 
     Raises FloatingPointError where a loss is no longer finite, SearchStopped where the callback returns True, ValueError for
-    a checkpoint of another configuration.
+    a checkpoint of another configuration or of other data, FileNotFoundError for one in a folder that does not exist.
     """
     started = time.perf_counter()
+    if save_every < 1:
+        raise ValueError(f"save_every: expected at least 1 step, got {save_every!r}")
+    if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{checkpoint}: expected a file in an existing folder, {Path(checkpoint).parent} is none")
     run = _Run(data, config or SearchConfig(), backtracking, device)
     if checkpoint is not None and Path(checkpoint).exists():
         run.restore(checkpoints.load(checkpoint), str(checkpoint))
@@ -447,25 +452,40 @@ class _Run:
         """Everything a resumed search needs; random numbers and data order follow from the seed and the step."""
         return {
             "config": self.config.to_json(),
+            "data": self.fingerprint(),
             "done": self.done,
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "weight_optimizers": {name: o.state_dict() for name, o in self.weight_optimizers.items()},
             "alpha_optimizers": {name: o.state_dict() for name, o in self.alpha_optimizers.items()},
             "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else {},
             "history": self.history,
-            "tangent": self.tangent,
         }
 
     def restore(self, state: dict, path: str) -> None:
         if state.get("config") != self.config.to_json():
             raise ValueError(f"{path}: expected a checkpoint of this configuration, got one of another")
+        if state["data"] != self.fingerprint():
+            raise ValueError(f"{path}: expected a checkpoint of this data ({self.data.name}), got one of other images")
         self.done, self.history = state["done"], state["history"]
-        self.tangent = state["tangent"] and [t.to(self.device) for t in state["tangent"]]
         for kind in ("networks", "weight_optimizers", "alpha_optimizers"):
             for name, part in getattr(self, kind).items():
                 part.load_state_dict(state[kind][name])
         if hasattr(self.rule, "load_state_dict"):
-            self.rule.load_state_dict(state["rule"])
+            self.rule.load_state_dict(_to(self.device, state["rule"]))
+
+    def fingerprint(self) -> str:
+        """Name and CRC-32 of the images and labels that the search sees."""
+        crc = 0
+        for split in (self.data.train, self.data.validation):
+            for tensor in (split.x, split.y):
+                crc = zlib.crc32(tensor.contiguous().numpy(), crc)
+        return f"{self.data.name} {crc:08x}"
+
+
+def _to(device: torch.device, state):
+    if isinstance(state, dict):
+        return {name: _to(device, part) for name, part in state.items()}
+    return state.to(device) if isinstance(state, Tensor) else state
 
 
 def _finite(quantity: str, *tensors: Tensor) -> None:

@@ -48,7 +48,7 @@ def _window(grad: Tensor, x: Tensor) -> Tensor:
     return torch.ops.aten.hardtanh_backward(grad, x, -end, end)
 
 
-def sign(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def sign(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     """b = sign(x) in {−1, +1}, with sign(0) = +1; its derivative is the window 1_{|x| ≤ 1} (Eqs. 4.22, 4.35).
 
     NaN stays NaN.
@@ -56,12 +56,12 @@ def sign(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
     return _Sign.apply(x)
 
 
-def scale(weight: Float[Tensor, "C_out ..."]) -> Float[Tensor, C_out]:
+def scale(weight: Float[Tensor, "C_out ..."]) -> Float[Tensor, " C_out"]:
     """β_c = mean |w_c| per output channel: the closed-form minimiser of L_R over β (Eq. 4.23)."""
     return weight.abs().flatten(1).mean(1)
 
 
-def reconstruction_error(weight: Float[Tensor, "C_out ..."], beta: Float[Tensor, C_out]) -> Float[Tensor, ""]:
+def reconstruction_error(weight: Float[Tensor, "C_out ..."], beta: Float[Tensor, " C_out"]) -> Float[Tensor, ""]:
     """L_R(w, β) = ‖w − β ∘ sign(w)‖² (Eq. 4.23); differentiable in w and β.
 
     Raises ValueError where β does not hold one scale per output channel.
@@ -106,7 +106,7 @@ class BinaryConv2d(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.pad_value = float(pad_value)
 
-    def beta(self) -> Float[Tensor, C_out]:
+    def beta(self) -> Float[Tensor, " C_out"]:
         """The channel-wise scale β ≥ 0."""
         return scale(self.weight) if self.learned_beta is None else self.learned_beta.abs()
 
