@@ -206,6 +206,31 @@ def test_a_shipped_row_can_be_counted_again():
         assert found == [*net.size().values(), *mb.count_operations(net, torch.zeros(1, 16, 16))]
 
 
+def test_random_search_keeps_the_best_of_its_draws():
+    bench = mb.MicroBench.load("digits")
+    one, many = (mb.random_search(bench, n, repeats=300) for n in (1, 64))
+    assert mb.random_search(bench, 4, 5, seed=3) == mb.random_search(bench, 4, 5, seed=3)
+    assert len(set(one)) > 150
+    validation = {c: v for c, v, b, s in zip(*(bench.rows[n].tolist() for n in ("cell", "validation_accuracy", "bits", "seed")), strict=True)
+                  if b == 1 and s == 0}  # fmt: skip
+    assert np.quantile([validation[c] for c in many], 0.1) > np.quantile(list(validation.values()), 0.9)
+
+
+def test_a_bootstrap_interval_covers():
+    generator = np.random.default_rng(0)
+    covered = [low <= 0 <= high for _, low, high in (mb.interval(generator.normal(size=40), np.mean, 500) for _ in range(200))]
+    assert 0.88 < np.mean(covered) < 0.99
+    assert mb.interval([1.0, 2.0, 9.0])[0] == 2.0
+
+
+def test_the_shipped_searches_are_of_cells_without_none():
+    found = mb.found("digits")
+    assert {"dcp-nas", "cp-nas", "darts", "bnas"} <= set(found)
+    for cells in found.values():
+        assert sorted(cells) == list(range(20))
+        assert not any("none" in mb.operations(c) for c in cells.values())
+
+
 # -- the wide networks that made the tables
 
 
