@@ -211,8 +211,8 @@ def test_random_search_keeps_the_best_of_its_draws():
     one, many = (mb.random_search(bench, n, repeats=300) for n in (1, 64))
     assert mb.random_search(bench, 4, 5, seed=3) == mb.random_search(bench, 4, 5, seed=3)
     assert len(set(one)) > 150
-    validation = {c: v for c, v, b, s in zip(*(bench.rows[n].tolist() for n in ("cell", "validation_accuracy", "bits", "seed")), strict=True)
-                  if b == 1 and s == 0}  # fmt: skip
+    first = (bench.rows["bits"] == 1) & (bench.rows["seed"] == 0)
+    validation = dict(zip(bench.rows["cell"][first].tolist(), bench.rows["validation_accuracy"][first].tolist(), strict=True))
     assert np.quantile([validation[c] for c in many], 0.1) > np.quantile(list(validation.values()), 0.9)
 
 
