@@ -132,7 +132,5 @@ def test_generated_pages():
 @pytest.mark.parametrize("chapter", equations.CHAPTERS)
 def test_every_number_is_tagged_in_its_chapter(chapter):
     notebook = BOOK / f"{chapter}.ipynb"
-    if not notebook.exists():
-        pytest.skip(f"{notebook.name} is not written yet")
     for number in equations.CHAPTERS[chapter].split():
         assert notebook.read_text().count(f"\\\\tag{{{number}}}") == 1, f"{notebook.name}: \\tag{{{number}}}"
