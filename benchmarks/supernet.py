@@ -3,7 +3,8 @@
     python benchmarks/supernet.py [--repeats 9]
 
 Both are timed in turn within one run, so that a ratio of medians does not depend on what else the machine does.
-The plain supernet computes every operation of every edge on its own, in torch's default memory format, dilation left to the convolution.
+The plain supernet computes every operation of every edge on its own, in torch's default memory format, with dilation left
+to the convolution.
 """
 
 from __future__ import annotations
