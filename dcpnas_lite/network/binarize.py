@@ -25,13 +25,10 @@ class _Sign(torch.autograd.Function):
     """sign with sign(0) = +1 and the straight-through estimator of Eq. 4.35, in reverse and forward mode, twice if need be."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clamp(-1, 0).floor_().mul_(2).add_(1)  # −1 or 0, then −1 or +1; unlike torch.sign it keeps NaN
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return _sign(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -40,6 +37,10 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, tangent: Tensor) -> Tensor:
         return _window(tangent, ctx.saved_tensors[0])
+
+
+def _sign(x: Tensor) -> Tensor:
+    return x.clamp(-1, 0).floor_().mul_(2).add_(1)  # −1 or 0, then −1 or +1; unlike torch.sign it keeps NaN
 
 
 def _window(grad: Tensor, x: Tensor) -> Tensor:
@@ -54,6 +55,42 @@ def sign(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     NaN stays NaN.
     """
     return _Sign.apply(x)
+
+
+class _PReLU(torch.autograd.Function):
+    """x where x > 0, else slope · x, per channel. torch's own derivative with respect to x takes many times longer on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        ctx.save_for_forward(x, slope)
+        return F.prelu(x, slope.view(-1))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, slope = ctx.saved_tensors
+        positive = _where_positive(grad, x)
+        d_slope = ((grad - positive) * x).sum((0, 2, 3), keepdim=True) if ctx.needs_input_grad[1] else None
+        return torch.addcmul(grad * slope, positive, 1 - slope), d_slope
+
+    @staticmethod
+    def jvp(ctx, dx: Tensor, d_slope: Tensor | None) -> Tensor:
+        x, slope = ctx.saved_tensors
+        positive = _where_positive(dx, x)
+        tangent = positive + slope * (dx - positive)
+        return tangent if d_slope is None else tangent + d_slope * (x - _where_positive(x, x))
+
+
+def _where_positive(grad: Tensor, x: Tensor) -> Tensor:
+    """grad · 1_{x > 0}."""
+    return torch.ops.aten.threshold_backward(grad, x, 0)
+
+
+class PReLU(nn.PReLU):
+    """nn.PReLU on (N, C, H, W) with one slope per channel, faster backward."""
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        return _PReLU.apply(x, self.weight.view(1, -1, 1, 1))
 
 
 def scale(weight: Float[Tensor, "C_out ..."]) -> Float[Tensor, " C_out"]:

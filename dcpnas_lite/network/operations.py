@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .binarize import BinaryConv2d
+from .binarize import BinaryConv2d, PReLU
 
 OPERATIONS = (
     "none",
@@ -102,7 +102,7 @@ def convolution(
         conv = nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry)
     if dilated:
         conv = Dilated(conv, stride)
-    return [norm(c_in, affine), conv, nn.PReLU(c_out)] if binary else [nn.ReLU(), conv, norm(c_out, affine)]
+    return [norm(c_in, affine), conv, PReLU(c_out)] if binary else [nn.ReLU(), conv, norm(c_out, affine)]
 
 
 def separable(channels: int, kernel: int, stride: int, dilated: bool, binary: bool, affine: bool) -> list[nn.Module]:
