@@ -108,6 +108,13 @@ def reconstruction_error(weight: Float[Tensor, "C_out ..."], beta: Float[Tensor,
     return (weight - beta.view(-1, *[1] * (weight.dim() - 1)) * sign(weight)).square().sum()
 
 
+class Sign(nn.Module):
+    """`sign` as a module."""
+
+    def forward(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+        return sign(x)
+
+
 class BinaryConv2d(nn.Module):
     """1-bit convolution a_out = β ∘ (sign(a_in) ⊙ sign(w)) (Eq. 4.22): (N, C_in, H, W) → (N, C_out, H', W').
 
@@ -164,3 +171,16 @@ class BinaryConv2d(nn.Module):
             f"{c_in * self.groups}, {c_out}, kernel={kernel}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, groups={self.groups}, pad_value={self.pad_value:+.0f}"
         )
+
+
+class SignedConv2d(BinaryConv2d):
+    """BinaryConv2d of an input that `Sign` has made ±1 before, with β ∘ sign(w) as the weights: b ⊙ (β ∘ sign(w)).
+
+    The same numbers in floating point, with a pass over the output less; a supernet is made of these.
+    """
+
+    def forward(self, x: Float[Tensor, "N C_in H W"]) -> Float[Tensor, "N C_out H2 W2"]:
+        if self.padding:
+            x = F.pad(x, (self.padding,) * 4, value=self.pad_value)
+        weight = self.beta().view(-1, 1, 1, 1) * self.binary_weight()
+        return F.conv2d(x, weight, None, self.stride, 0, self.dilation, self.groups)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .binarize import BinaryConv2d, PReLU
+from .binarize import BinaryConv2d, PReLU, Sign, SignedConv2d
 
 OPERATIONS = (
     "none",
@@ -93,16 +93,20 @@ def convolution(
 ) -> list[nn.Module]:
     """One convolution layer that keeps the resolution up to `stride`.
 
-    Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign → convolution → PReLU (sign is in BinaryConv2d).
+    Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign → convolution → PReLU. In a discrete network the
+    sign is in BinaryConv2d; in a supernet it follows BatchNorm, so that it is among what operations share when they enter.
     """
     geometry = dict(stride=1 if dilated else stride, padding=kernel // 2, groups=groups)
     if binary:
-        conv = BinaryConv2d(c_in, c_out, kernel, **geometry)
+        conv = (BinaryConv2d if affine else SignedConv2d)(c_in, c_out, kernel, **geometry)
     else:
         conv = nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry)
     if dilated:
         conv = Dilated(conv, stride)
-    return [norm(c_in, affine), conv, PReLU(c_out)] if binary else [nn.ReLU(), conv, norm(c_out, affine)]
+    if not binary:
+        return [nn.ReLU(), conv, norm(c_out, affine)]
+    before = norm(c_in, affine)
+    return [before if affine else nn.Sequential(before, Sign()), conv, PReLU(c_out)]
 
 
 def separable(channels: int, kernel: int, stride: int, dilated: bool, binary: bool, affine: bool) -> list[nn.Module]:
