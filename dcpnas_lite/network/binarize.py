@@ -57,40 +57,49 @@ def sign(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     return _Sign.apply(x)
 
 
-class _PReLU(torch.autograd.Function):
-    """x where x > 0, else slope · x, per channel. torch's own derivative with respect to x takes many times longer on a CPU."""
+class _ScaledPReLU(torch.autograd.Function):
+    """See `scaled_prelu`. Written out because torch's own derivative of PReLU takes several times longer on a CPU."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(x, slope)
-        ctx.save_for_forward(x, slope)
-        return F.prelu(x, slope.view(-1))
+    def forward(ctx, count: Tensor, beta: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(count, beta, slope)
+        ctx.save_for_forward(count, beta, slope)
+        return F.prelu(count, slope).mul_(beta.view(1, -1, 1, 1))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, slope = ctx.saved_tensors
-        positive = _where_positive(grad, x)
-        d_slope = ((grad - positive) * x).sum((0, 2, 3), keepdim=True) if ctx.needs_input_grad[1] else None
-        return torch.addcmul(grad * slope, positive, 1 - slope), d_slope
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        count, beta, slope = ctx.saved_tensors
+        positive, below = _positive(grad, count), (beta * slope).view(1, -1, 1, 1)
+        d_count = torch.addcmul(grad * below, positive, beta.view(1, -1, 1, 1) - below)
+        if not any(ctx.needs_input_grad[1:]):
+            return d_count, None, None
+        above = (positive * count).sum((0, 2, 3))
+        below = (grad * count).sum((0, 2, 3)) - above
+        return d_count, above + slope * below, beta * below
 
     @staticmethod
-    def jvp(ctx, dx: Tensor, d_slope: Tensor | None) -> Tensor:
-        x, slope = ctx.saved_tensors
-        positive = _where_positive(dx, x)
-        tangent = positive + slope * (dx - positive)
-        return tangent if d_slope is None else tangent + d_slope * (x - _where_positive(x, x))
+    def jvp(ctx, d_count: Tensor, d_beta: Tensor | None, d_slope: Tensor | None) -> Tensor:
+        count, beta, slope = (t.view(1, -1, 1, 1) if t.dim() == 1 else t for t in ctx.saved_tensors)
+        above = _positive(d_count, count)
+        tangent = beta * (above + slope * (d_count - above))
+        above = _positive(count, count)
+        if d_beta is not None:
+            tangent = tangent + d_beta.view(1, -1, 1, 1) * (above + slope * (count - above))
+        if d_slope is not None:
+            tangent = tangent + d_slope.view(1, -1, 1, 1) * beta * (count - above)
+        return tangent
 
 
-def _where_positive(grad: Tensor, x: Tensor) -> Tensor:
+def _positive(grad: Tensor, x: Tensor) -> Tensor:
     """grad · 1_{x > 0}."""
     return torch.ops.aten.threshold_backward(grad, x, 0)
 
 
-class PReLU(nn.PReLU):
-    """nn.PReLU on (N, C, H, W) with one slope per channel, faster backward."""
-
-    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        return _PReLU.apply(x, self.weight.view(1, -1, 1, 1))
+def scaled_prelu(
+    count: Float[Tensor, "N C H W"], beta: Float[Tensor, " C"], slope: Float[Tensor, " C"]
+) -> Float[Tensor, "N C H W"]:
+    """PReLU(β ∘ count) = β ∘ PReLU(count) for scales β ≥ 0; the derivative at count = 0 is that from below, β · slope."""
+    return _ScaledPReLU.apply(count, beta, slope)
 
 
 def scale(weight: Float[Tensor, "C_out ..."]) -> Float[Tensor, " C_out"]:
@@ -173,14 +182,15 @@ class BinaryConv2d(nn.Module):
         )
 
 
-class SignedConv2d(BinaryConv2d):
-    """BinaryConv2d of an input that `Sign` has made ±1 before, with β ∘ sign(w) as the weights: b ⊙ (β ∘ sign(w)).
+class SignedLayer(BinaryConv2d):
+    """What a supernet has in place of BinaryConv2d and nn.PReLU: the same function of an input that `Sign` has made ±1."""
 
-    The same numbers in floating point, with a pass over the output less; a supernet is made of these.
-    """
+    def __init__(self, c_in: int, c_out: int, kernel: int, **geometry):
+        super().__init__(c_in, c_out, kernel, **geometry)
+        self.slope = nn.Parameter(torch.full((c_out,), 0.25))  # as nn.PReLU starts
 
     def forward(self, x: Float[Tensor, "N C_in H W"]) -> Float[Tensor, "N C_out H2 W2"]:
         if self.padding:
             x = F.pad(x, (self.padding,) * 4, value=self.pad_value)
-        weight = self.beta().view(-1, 1, 1, 1) * self.binary_weight()
-        return F.conv2d(x, weight, None, self.stride, 0, self.dilation, self.groups)
+        count = F.conv2d(x, self.binary_weight(), None, self.stride, 0, self.dilation, self.groups)
+        return scaled_prelu(count, self.beta(), self.slope)
