@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dcpnas_lite.algorithm.objectives import nas_loss
-from dcpnas_lite.network.binarize import BinaryConv2d
+from dcpnas_lite.network.binarize import BinaryConv2d, Sign, SignedLayer
 from dcpnas_lite.network.operations import Dilated
 from dcpnas_lite.network.supernet import PAPER, MixedCell, Supernet
 
@@ -37,6 +37,13 @@ class PlainCell(MixedCell):
         return nodes[self.space.inputs :]
 
 
+class PlainLayer(SignedLayer):
+    """1-bit convolution and PReLU, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.prelu(BinaryConv2d.forward(self, x), self.slope)
+
+
 def plain(net: Supernet) -> Supernet:
     """A copy of a supernet with the same weights, computed the plain way."""
     net = copy.deepcopy(net)
@@ -44,23 +51,26 @@ def plain(net: Supernet) -> Supernet:
     for module in list(net.modules()):
         if isinstance(module, MixedCell):
             module.__class__ = PlainCell
+        elif isinstance(module, SignedLayer):
+            module.__class__ = PlainLayer
         for name, child in module.named_children():
             if isinstance(child, Dilated):
                 setattr(module, name, dilated(child))
+            elif isinstance(child, Sign):
+                setattr(module, name, nn.Identity())
     return net.to(memory_format=torch.contiguous_format)
 
 
 def dilated(module: Dilated) -> nn.Module:
     """The convolution of dilation 2 that `Dilated` stands for."""
-    conv = module.conv
-    c_out, c_in, kernel, _ = conv.weight.shape
-    groups, geometry = conv.groups, dict(stride=module.stride, padding=2 * (kernel // 2), dilation=2, groups=conv.groups)
+    conv = copy.copy(module.conv)
+    padding = 2 * (conv.weight.shape[2] // 2)
     if isinstance(conv, BinaryConv2d):
-        out = BinaryConv2d(c_in * groups, c_out, kernel, pad_value=conv.pad_value, **geometry)
+        conv.__class__ = PlainLayer
+        conv.stride, conv.padding, conv.dilation = module.stride, padding, 2
     else:
-        out = nn.Conv2d(c_in * groups, c_out, kernel, bias=False, **geometry)
-    out.weight = conv.weight
-    return out
+        conv.stride, conv.padding, conv.dilation = (module.stride,) * 2, (padding,) * 2, (2, 2)
+    return conv
 
 
 def weight_step(net: Supernet, x: Tensor, y: Tensor) -> None:

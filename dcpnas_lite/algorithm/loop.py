@@ -32,7 +32,7 @@ from tqdm import tqdm
 from ..data import Data, batches
 from ..derivation import trace
 from ..network.genotype import Genotype, discretize
-from ..network.supernet import MICRO, PAPER, Supernet
+from ..network.supernet import MICRO, PAPER, Supernet, constant
 from . import backtracking as rules
 from . import checkpoint as checkpoints
 from .coupling import cosine, one_step_coupling
@@ -250,6 +250,7 @@ class _Run:
         self.done, self.total = 0, config.rounds * len(self.phases) * config.steps
         self.history: list[dict] = []
         self.tangent: list[Tensor] | None = None  # ∂f̃^P/∂α of the current Child phase
+        self.soft: list[Tensor] = []  # the Parent's logits of the validation batches that its tangent was taken on
         self.networks, self.weight_optimizers, self.alpha_optimizers = {}, {}, {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -293,8 +294,8 @@ class _Run:
         train, validation = self.batch("train", n, 0), self.batch("validation", n, 1)
         net, parent = self.networks[name], self.networks.get("parent")
         teach = name == "child" and parent is not None
-        if teach and self.tangent is None:
-            self.tangent = self.parent_tangent(round_)
+        if teach and self.tangent is None and round_ >= self.config.warmup:
+            self.tangent, self.soft = self.parent_tangent(round_)
         record = {"network": float(name == "child"), "weight_loss": self.weight_step(name, train, teach, n)}
         if round_ >= self.config.warmup:
             record |= self.alpha_step(name, train, validation, teach, n)
@@ -302,17 +303,20 @@ class _Run:
         self.done += 1
         if len(self.phases) == 2 and k == self.config.steps - 1:  # inherit: α̂ ← α after the Parent, α ← α̂ after the Child
             self.networks["child" if name == "parent" else "parent"].inherit(net)
-            self.tangent = None
+            self.tangent, self.soft = None, []
         alphas = {t: a.detach().clone() for t, a in net.alpha.items()}
         return Progress(self.done, self.total, name, record["weight_loss"], alphas)
 
-    def parent_tangent(self, round_: int) -> list[Tensor]:
-        """Mean of ∂f̃^P/∂α over the first validation batches of the Child's phase (the Parent is fixed during it)."""
-        parent, directions = self.networks["parent"], []
+    def parent_tangent(self, round_: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Mean of ∂f̃^P/∂α over the first validation batches of the Child's phase (the Parent is fixed during it), and its
+        logits of each."""
+        parent, directions, outputs = self.networks["parent"], [], []
         for n in range(min(TANGENT_BATCHES, self.config.steps)):
             x, y = self.batch("validation", round_ * self.config.steps + n, 1)
-            directions.append(tangent_direction(parent(x), y, parent.alphas()))
-        return [torch.stack(parts).mean(0) for parts in zip(*directions, strict=True)]
+            with constant(parent.weights()):
+                outputs.append(parent(x))
+            directions.append(tangent_direction(outputs[-1], y, parent.alphas()))
+        return [torch.stack(parts).mean(0) for parts in zip(*directions, strict=True)], [o.detach() for o in outputs]
 
     def soft_targets(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -323,7 +327,8 @@ class _Run:
         cosine_lr = 0.5 * self.config.weight_lr * (1 + math.cos(math.pi * n / (self.config.rounds * self.config.steps)))
         for group in optimizer.param_groups:
             group["lr"] = cosine_lr
-        loss = self.weight_loss(name, train, self.soft_targets(train[0]) if teach else None)(net)
+        with constant(net.alphas()):
+            loss = self.weight_loss(name, train, self.soft_targets(train[0]) if teach else None)(net)
         _finite(f"the {name}'s weight loss", loss)
         optimizer.zero_grad()
         for w, g in zip(net.weights(), torch.autograd.grad(loss, net.weights()), strict=True):
@@ -343,22 +348,23 @@ class _Run:
 
     def alpha_step(self, name: str, train: tuple, validation: tuple, teach: bool, n: int) -> dict:
         config, net, (x, y) = self.config, self.networks[name], validation
-        alphas, tangent_term, d = net.alphas(), None, math.nan
-        soft = self.soft_targets(x) if teach else None
-        if teach and config.lam > 0:
-            generator = torch.Generator(self.device).manual_seed(2**20 * config.seed + n)
-            value = []
-            def gain(logits):
-                value.append(kl_gain(logits, soft))
-                return value[-1]
-            d, gradient, tangent_term = tangent_gradient(
-                lambda a: net(x, a), gain, alphas, self.tangent, config.curvature, config.distance, len(x), generator
-            )
-            loss, d = -value[0], d.item()
-            gradient = [-g + config.lam * t for g, t in zip(gradient, tangent_term, strict=True)]
-        else:
-            loss = -kl_gain(net(x), soft) if teach else nas_loss(net(x), y)
-            gradient = list(torch.autograd.grad(loss, alphas))
+        alphas, d, k = net.alphas(), math.nan, n % config.steps
+        soft = None if not teach else self.soft[k] if k < len(self.soft) else self.soft_targets(x)
+        with constant(net.weights()):
+            if teach and config.lam > 0:
+                generator = torch.Generator(self.device).manual_seed(2**20 * config.seed + n)
+                value = []
+                def gain(logits):
+                    value.append(kl_gain(logits, soft))
+                    return value[-1]
+                d, gradient, tangent_term = tangent_gradient(
+                    lambda a: net(x, a), gain, alphas, self.tangent, config.curvature, config.distance, len(x), generator
+                )
+                loss, d = -value[0], d.item()
+                gradient = [-g + config.lam * t for g, t in zip(gradient, tangent_term, strict=True)]
+            else:
+                loss = -kl_gain(net(x), soft) if teach else nas_loss(net(x), y)
+                gradient = list(torch.autograd.grad(loss, alphas))
         _finite(f"the {name}'s architecture loss", loss, *gradient)
         before = [a.detach().clone() for a in alphas]
         for a, g in zip(alphas, gradient, strict=True):

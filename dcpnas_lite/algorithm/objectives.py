@@ -33,8 +33,12 @@ def kl_gain(child_logits: Float[Tensor, "N n"], parent_logits: Float[Tensor, "N 
 
 
 def reconstruction_loss(pairs: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, ""]:
-    """L_R summed over (w, β) pairs (Eq. 4.23)."""
-    return torch.stack([reconstruction_error(w, beta) for w, beta in pairs]).sum()
+    """L_R summed over (w, β) pairs (Eq. 4.23); those of one shape are computed as one."""
+    shapes: dict[torch.Size, list] = {}
+    for w, beta in pairs:
+        shapes.setdefault(w.shape, []).append((w, beta))
+    groups = [map(torch.cat, zip(*group, strict=True)) for group in shapes.values()]
+    return torch.stack([reconstruction_error(*group) for group in groups]).sum()
 
 
 def binary_pairs(network: nn.Module) -> list[tuple[Tensor, Tensor]]:

@@ -25,13 +25,10 @@ class _Sign(torch.autograd.Function):
     """sign with sign(0) = +1 and the straight-through estimator of Eq. 4.35, in reverse and forward mode, twice if need be."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clamp(-1, 0).floor_().mul_(2).add_(1)  # −1 or 0, then −1 or +1; unlike torch.sign it keeps NaN
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return _sign(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -40,6 +37,10 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, tangent: Tensor) -> Tensor:
         return _window(tangent, ctx.saved_tensors[0])
+
+
+def _sign(x: Tensor) -> Tensor:
+    return x.clamp(-1, 0).floor_().mul_(2).add_(1)  # −1 or 0, then −1 or +1; unlike torch.sign it keeps NaN
 
 
 def _window(grad: Tensor, x: Tensor) -> Tensor:
@@ -56,6 +57,51 @@ def sign(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
     return _Sign.apply(x)
 
 
+class _ScaledPReLU(torch.autograd.Function):
+    """See `scaled_prelu`. Written out because torch's own derivative of PReLU takes several times longer on a CPU."""
+
+    @staticmethod
+    def forward(ctx, count: Tensor, beta: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(count, beta, slope)
+        ctx.save_for_forward(count, beta, slope)
+        return F.prelu(count, slope).mul_(beta.view(1, -1, 1, 1))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        count, beta, slope = ctx.saved_tensors
+        positive, below = _positive(grad, count), (beta * slope).view(1, -1, 1, 1)
+        d_count = torch.addcmul(grad * below, positive, beta.view(1, -1, 1, 1) - below)
+        if not any(ctx.needs_input_grad[1:]):
+            return d_count, None, None
+        above = (positive * count).sum((0, 2, 3))
+        below = (grad * count).sum((0, 2, 3)) - above
+        return d_count, above + slope * below, beta * below
+
+    @staticmethod
+    def jvp(ctx, d_count: Tensor, d_beta: Tensor | None, d_slope: Tensor | None) -> Tensor:
+        count, beta, slope = (t.view(1, -1, 1, 1) if t.dim() == 1 else t for t in ctx.saved_tensors)
+        above = _positive(d_count, count)
+        tangent = beta * (above + slope * (d_count - above))
+        above = _positive(count, count)
+        if d_beta is not None:
+            tangent = tangent + d_beta.view(1, -1, 1, 1) * (above + slope * (count - above))
+        if d_slope is not None:
+            tangent = tangent + d_slope.view(1, -1, 1, 1) * beta * (count - above)
+        return tangent
+
+
+def _positive(grad: Tensor, x: Tensor) -> Tensor:
+    """grad · 1_{x > 0}."""
+    return torch.ops.aten.threshold_backward(grad, x, 0)
+
+
+def scaled_prelu(
+    count: Float[Tensor, "N C H W"], beta: Float[Tensor, " C"], slope: Float[Tensor, " C"]
+) -> Float[Tensor, "N C H W"]:
+    """PReLU(β ∘ count) = β ∘ PReLU(count) for scales β ≥ 0; the derivative at count = 0 is that from below, β · slope."""
+    return _ScaledPReLU.apply(count, beta, slope)
+
+
 def scale(weight: Float[Tensor, "C_out ..."]) -> Float[Tensor, " C_out"]:
     """β_c = mean |w_c| per output channel: the closed-form minimiser of L_R over β (Eq. 4.23)."""
     return weight.abs().flatten(1).mean(1)
@@ -69,6 +115,13 @@ def reconstruction_error(weight: Float[Tensor, "C_out ..."], beta: Float[Tensor,
     if beta.shape != weight.shape[:1]:
         raise ValueError(f"beta: expected shape ({weight.shape[0]},), one scale per output channel, got {tuple(beta.shape)}")
     return (weight - beta.view(-1, *[1] * (weight.dim() - 1)) * sign(weight)).square().sum()
+
+
+class Sign(nn.Module):
+    """`sign` as a module."""
+
+    def forward(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
+        return sign(x)
 
 
 class BinaryConv2d(nn.Module):
@@ -127,3 +180,17 @@ class BinaryConv2d(nn.Module):
             f"{c_in * self.groups}, {c_out}, kernel={kernel}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, groups={self.groups}, pad_value={self.pad_value:+.0f}"
         )
+
+
+class SignedLayer(BinaryConv2d):
+    """What a supernet has in place of BinaryConv2d and nn.PReLU: the same function of an input that `Sign` has made ±1."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, **geometry):
+        super().__init__(c_in, c_out, kernel, **geometry)
+        self.slope = nn.Parameter(torch.full((c_out,), 0.25))  # as nn.PReLU starts
+
+    def forward(self, x: Float[Tensor, "N C_in H W"]) -> Float[Tensor, "N C_out H2 W2"]:
+        if self.padding:
+            x = F.pad(x, (self.padding,) * 4, value=self.pad_value)
+        count = F.conv2d(x, self.binary_weight(), None, self.stride, 0, self.dilation, self.groups)
+        return scaled_prelu(count, self.beta(), self.slope)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .binarize import BinaryConv2d
+from .binarize import BinaryConv2d, Sign, SignedLayer
 
 OPERATIONS = (
     "none",
@@ -93,16 +93,20 @@ def convolution(
 ) -> list[nn.Module]:
     """One convolution layer that keeps the resolution up to `stride`.
 
-    Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign → convolution → PReLU (sign is in BinaryConv2d).
+    Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign → convolution → PReLU. In a supernet the sign comes
+    with the BatchNorm, so that operations that leave a node share it, and the PReLU with the convolution.
     """
     geometry = dict(stride=1 if dilated else stride, padding=kernel // 2, groups=groups)
-    if binary:
-        conv = BinaryConv2d(c_in, c_out, kernel, **geometry)
-    else:
+    if not binary:
         conv = nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry)
+    else:
+        conv = (BinaryConv2d if affine else SignedLayer)(c_in, c_out, kernel, **geometry)
     if dilated:
         conv = Dilated(conv, stride)
-    return [norm(c_in, affine), conv, nn.PReLU(c_out)] if binary else [nn.ReLU(), conv, norm(c_out, affine)]
+    if not binary:
+        return [nn.ReLU(), conv, norm(c_out, affine)]
+    before = norm(c_in, affine)
+    return [before, conv, nn.PReLU(c_out)] if affine else [nn.Sequential(before, Sign()), conv]
 
 
 def separable(channels: int, kernel: int, stride: int, dilated: bool, binary: bool, affine: bool) -> list[nn.Module]:

@@ -7,7 +7,8 @@ Parent and Child are the same class: `Supernet(..., binary=False)` and `Supernet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,6 +20,19 @@ from .operations import OPERATIONS, FactorizedReduce, Operation, convolution, no
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+@contextmanager
+def constant(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Take these parameters as constants: no graph is recorded, and nothing kept, for a derivative nobody asks for."""
+    parameters = list(parameters)
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_()
 
 
 @dataclass(frozen=True)
