@@ -72,7 +72,7 @@ def write(path, kind: str) -> None:
 @pytest.mark.parametrize("kind, expected", [
     ("empty", "got an unreadable file"),
     ("text", "got an unreadable file"),
-    ("folder", "got an unreadable file"),
+    ("folder", "got a folder"),
     ("0.02", "got an unreadable file"),
     ("0.5", "got an unreadable file"),
     ("0.999", "got an unreadable file"),
