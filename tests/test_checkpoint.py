@@ -54,8 +54,8 @@ def write(path, kind: str) -> None:
         torch.save({"dcpnas_lite": 1, "trap": Trap()}, path)
     elif kind in ("tensor", "dict", "list"):
         torch.save({"tensor": torch.ones(2), "dict": {"state": 1}, "list": ["dcpnas_lite"]}[kind], path)
-    elif kind == "older":
-        torch.save({"dcpnas_lite": 0}, path)
+    elif kind in ("older", "newer"):
+        torch.save({"dcpnas_lite": {"older": 0, "newer": 3}[kind]}, path)
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
@@ -81,7 +81,8 @@ def write(path, kind: str) -> None:
     ("tensor", "got a file of something else"),
     ("dict", "got a file of something else"),
     ("list", "got a file of something else"),
-    ("older", "expected checkpoint version 1, got 0"),
+    ("older", "expected checkpoint version 2, got 0"),
+    ("newer", "expected checkpoint version 2, got 3"),
 ])  # fmt: skip
 def test_any_other_file_is_one_line(tmp_path, monkeypatch, kind, expected):
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-VERSION = 1
+VERSION = 2
 
 
 def save(path: str | os.PathLike, state: dict) -> None:

@@ -46,8 +46,13 @@ if TYPE_CHECKING:
 SPACES = {"micro": MICRO, "paper": PAPER}
 TANGENT_BATCHES = 4  # validation batches whose mean is the Parent's tangent direction of a phase
 
-#: What a space changes in the default configuration.
-SPACE_DEFAULTS = {"micro": {}, "paper": {"layers": 3, "rounds": 5, "steps": 16}}
+#: What a space changes in the default configuration, for every data set or for one (more images want more steps).
+DEFAULTS = {
+    "micro": {},
+    "paper": {"layers": 3, "rounds": 5, "steps": 16},
+    ("paper", "fashion_mnist"): {"steps": 32},
+    ("paper", "cifar10"): {"steps": 48},
+}
 
 #: What each method changes in the default configuration.
 METHODS = {
@@ -132,6 +137,14 @@ class SearchConfig:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
         return cls(**(METHODS[name] | changes))
 
+    @classmethod
+    def defaults(cls, space: str, data: str = "digits", method: str = "dcp-nas", **changes) -> SearchConfig:
+        """What the command line searches by: the configuration of a method in a space on a data set, with further changes.
+
+        See `DEFAULTS`; a data set without an entry there gets that of the space.
+        """
+        return cls.method(method, **{"space": space} | DEFAULTS.get(space, {}) | DEFAULTS.get((space, data), {}) | changes)
+
     def rule(self) -> rules.Rule:
         """The backtracking rule this configuration names."""
         if self.backtracking == "learned":
@@ -161,6 +174,7 @@ class SearchResult:
     """What a search returns.
 
     alphas: final α per cell type, (E, M). history: NumPy arrays with one entry per architecture step, see `search`.
+    seconds: time taken, up to the checkpoint included where the search was resumed.
     """
 
     genotype: Genotype
@@ -193,11 +207,13 @@ def search(
     checkpoint: str | os.PathLike | None = None,
     save_every: int = 10,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> SearchResult:
     """Run Algorithm 10 on `data`. The same seed on the same machine gives the identical result.
 
     backtracking: any rule in place of the one `config` names. callback: called after every step; True stops the search.
     checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from.
+    precision: "float32", or "bfloat16" for the forward passes (see `network.precision`); α, losses and tangents stay float32.
 
     history has, per architecture step: `network` (0 Parent, 1 Child), `weight_loss`, `alpha_loss`, `distance` (D, nan in the
     Parent), and per cell type `alpha/T` (E, M) and, where the rule has one, `psi/T`. With `measure_every`, at the steps
@@ -210,10 +226,9 @@ def search(
     stop together where the callback of one returns True.
 
     Raises FloatingPointError where a loss is no longer finite, SearchStopped where the callback returns True, ValueError for
-    a checkpoint of another configuration or of other data or for a batch that the processes cannot share equally,
+    a checkpoint of another configuration, precision or other data or for a batch that the processes cannot share equally,
     FileNotFoundError for a checkpoint in a folder that does not exist, RuntimeError where α or ψ̃ differ between processes.
     """
-    started = time.perf_counter()
     if save_every < 1:
         raise ValueError(f"save_every: expected at least 1 step, got {save_every!r}")
     group = Group.current(torch.device(device))
@@ -221,7 +236,7 @@ def search(
         checkpoint = None
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise FileNotFoundError(f"{checkpoint}: expected a file in an existing folder, {Path(checkpoint).parent} is none")
-    run = _Run(data, config or SearchConfig(), backtracking, device, group)
+    run = _Run(data, config or SearchConfig(), backtracking, device, precision, group)
     saved = group.first(checkpoints.read(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None)
     if saved is not None:
         run.restore(checkpoints.parse(saved, checkpoint), str(checkpoint))
@@ -242,7 +257,7 @@ def search(
             if stop:
                 raise SearchStopped(f"stopped after step {run.done} of {run.total}")
     alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
-    return SearchResult(run.genotype(), alphas, run.arrays(), time.perf_counter() - started)
+    return SearchResult(run.genotype(), alphas, run.arrays(), run.seconds())
 
 
 def _short(genotype: Genotype) -> str:
@@ -252,7 +267,9 @@ def _short(genotype: Genotype) -> str:
 class _Run:
     """The state of a search between two steps."""
 
-    def __init__(self, data: Data, config: SearchConfig, rule: rules.Rule | None, device: str, group: Group):
+    def __init__(self, data: Data, config: SearchConfig, rule: rules.Rule | None, device: str, precision: str, group: Group):
+        self.started, self.earlier = time.perf_counter(), 0.0  # seconds before a resumption
+        self.precision = precision
         self.data, self.config, self.device, self.group = data, config, torch.device(device), group
         self.space = SPACES[config.space]
         self.phases = ("parent", "child") if config.networks == "both" else (config.networks,)
@@ -267,6 +284,7 @@ class _Run:
                 net = Supernet(
                     self.space, config.channels, config.layers, len(data.classes), data.channels, binary=name == "child"
                 ).to(self.device)
+                net.set_precision(precision)
                 self.networks[name], self.wrapped[name] = net, group.wrap(net, net.alphas())
                 self.weight_optimizers[name] = torch.optim.Adam(net.weights(), lr=config.weight_lr)
                 self.alpha_optimizers[name] = torch.optim.Adam(
@@ -278,6 +296,9 @@ class _Run:
                 raise ValueError(f"batch: expected a multiple of the {group.size} processes, got {size} images")
 
     # -- where we are -------------------------------------------------------------------------------------------------
+
+    def seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.started
 
     @property
     def last_network(self) -> Supernet:
@@ -479,6 +500,8 @@ class _Run:
         return {
             "config": self.config.to_json(),
             "data": self.fingerprint(),
+            "precision": self.precision,
+            "seconds": self.seconds(),
             "done": self.done,
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "weight_optimizers": {name: o.state_dict() for name, o in self.weight_optimizers.items()},
@@ -492,7 +515,9 @@ class _Run:
             raise ValueError(f"{path}: expected a checkpoint of this configuration, got one of another")
         if state["data"] != self.fingerprint():
             raise ValueError(f"{path}: expected a checkpoint of this data ({self.data.name}), got one of other images")
-        self.done, self.history = state["done"], state["history"]
+        if state["precision"] != self.precision:
+            raise ValueError(f"{path}: expected a checkpoint in {self.precision}, got one in {state['precision']}")
+        self.done, self.history, self.earlier = state["done"], state["history"], state["seconds"]
         for kind in ("networks", "weight_optimizers", "alpha_optimizers"):
             for name, part in getattr(self, kind).items():
                 part.load_state_dict(state[kind][name])
