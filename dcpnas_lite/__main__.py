@@ -208,6 +208,7 @@ def summary(seed: int, result) -> dict:
 def run_seeds(args: argparse.Namespace) -> int:
     """One search per seed, each in a process of its own; SIGINT and SIGKILL end them all, and the same command goes on."""
     from . import data
+    from .__main__ import search_in_worker  # by the name under which a new process finds it
 
     if args.workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {args.workers}")
