@@ -246,7 +246,7 @@ def run_seeds(args: argparse.Namespace) -> int:
                     write_table(args.out)
                     print_seed(job.out)
                 else:
-                    (left if process.exitcode == 130 else failed).append(job.seed)
+                    (left if process.exitcode in (130, -signal.SIGINT) else failed).append(job.seed)
     finally:
         signal.signal(signal.SIGINT, old)
     if failed:

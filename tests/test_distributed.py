@@ -7,7 +7,6 @@ by the identity and runs in float64; the one process is a worker as well.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,11 +14,8 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from dcpnas_lite.algorithm import checkpoint
-from dcpnas_lite.algorithm.distributed import Group
-from dcpnas_lite.algorithm.loop import SearchConfig
 
 WORKER = """
 import dataclasses, datetime, json, sys
@@ -162,3 +158,26 @@ def test_processes_that_drift_apart_are_stopped(both):
 def test_a_batch_that_cannot_be_shared_equally_is_refused(both):
     for result in both[1]["indivisible"]:
         assert str(result["error"]) == "ValueError: batch: expected a multiple of the 2 processes, got 7 images"
+
+
+def test_torchrun(tmp_path):
+    """The command line under torchrun: SIGINT stops both processes, and the same command goes on and writes once."""
+    out = tmp_path / "a"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = ["rounds=1", "warmup=0", "channels=4", "layers=1", "batch=8", "steps=10"]
+    command = [*torchrun, "-m", "dcpnas_lite", "search", "--quiet", "--out", str(out), *(f"--set={s}" for s in settings)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (out / "checkpoint.pt").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        printed, error = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert printed.count("goes on from here") == 1, (printed, error)
+    assert 10 <= checkpoint.load(out / "checkpoint.pt")["done"] < 20 and not (out / "genotype.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("searched in") == 1 and not list(out.glob("*.part"))
+    with np.load(out / "history.npz") as history:
+        assert history["alpha/normal"].shape == (20, 3, 8)
