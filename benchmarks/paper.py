@@ -115,6 +115,8 @@ def main() -> None:
             file.write(table("", [new]))
             file.flush()
             print(f"{n} of {len(tasks)} trainings, {time.perf_counter() - started:.0f} s", flush=True)
+        pool.close()
+        pool.join()
 
 
 if __name__ == "__main__":
