@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import dcpnas_lite
 from dcpnas_lite import plots
 from dcpnas_lite.__main__ import main
 from dcpnas_lite.course import Course, entropy, kept_edges, shares, skip_edges, skip_share
-from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize
+from dcpnas_lite.network.discrete import DiscreteNetwork
+from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize, random_cell
 from dcpnas_lite.network.operations import OPERATIONS
 from dcpnas_lite.network.supernet import MICRO, PAPER, Space
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import paper  # noqa: E402
+
+TABLES = Path(dcpnas_lite.__file__).parent / "tables"
 SKIP = OPERATIONS.index("skip_connect")
 WITHOUT_SKIP = Space("plain", 1, 2, ("normal",), operations=("none", "max_pool_3x3", "sep_conv_3x3"))
 
@@ -316,3 +326,58 @@ def test_no_step_is_labelled_by_a_fraction(tmp_path, network):
             if axis.lines:
                 ticks = axis.get_xticks()
                 assert len(ticks) and np.array_equal(ticks, np.round(ticks)), axis.get_title()
+
+
+# The search that ships, and the script that makes it
+
+
+def test_the_shipped_search_is_small_and_holds_together():
+    folder = TABLES / "paper-digits"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "genotype.json", "history.npz"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 150_000
+    run = Course.load(folder)
+    assert run.space is PAPER and run.settings["data"] == "digits" and run.settings["search"]["seed"] == 0
+    assert set(run.networks) == {"Parent", "Child"} and len(set(map(len, run.networks.values()))) == 1
+    finals = {t: run.history[f"final/{t}"] for t in PAPER.cell_types}
+    assert discretize(PAPER, {t: torch.from_numpy(a) for t, a in finals.items()}) == run.genotype
+    for t in PAPER.cell_types:  # the Child had the last step; the history is rounded
+        np.testing.assert_allclose(run.history[f"alpha/{t}"][-1], finals[t], rtol=1e-3, atol=1e-6)
+
+
+def test_the_trained_cells_are_the_shipped_ones():
+    with (TABLES / "paper-cells.csv").open(newline="") as file:
+        recipe, rows = json.loads(file.readline().removeprefix("#")), list(csv.DictReader(file))
+    cells = {"found": Course.load(TABLES / "paper-digits").genotype, "published": PUBLISHED}
+    cells |= {f"random-{k}": random_cell(PAPER, k) for k in range(3)}
+    assert sorted((row["cell"], row["seed"]) for row in rows) == sorted((name, str(k)) for name in cells for k in range(3))
+    for row in rows:
+        assert Genotype.from_json(row["genotype"]) == cells[row["cell"]] and row["bits"] == "1"
+        network = DiscreteNetwork(cells[row["cell"]], recipe["channels"], recipe["layers"])
+        assert int(row["size_in_bits"]) == network.size()["bits"]
+        for share in ("test_accuracy", "validation_accuracy"):
+            images = float(row[share]) * 360
+            assert 0 <= images <= 360 and abs(images - round(images)) <= 360 * 5e-5 + 1e-9
+
+
+def test_a_shipped_history_is_rounded_but_for_the_final_alpha(tmp_path):
+    history, _ = write_run(tmp_path / "run", PAPER)
+    paper.ship(tmp_path / "run", tmp_path / "tables" / "x")
+    full, rounded = Course.load(tmp_path / "run"), Course.load(tmp_path / "tables" / "x")
+    assert rounded.genotype == full.genotype and rounded.settings == full.settings
+    assert {v.dtype.itemsize for k, v in rounded.history.items() if k.startswith(("alpha/", "psi/"))} == {2}
+    for name, values in full.history.items():
+        exact = name.startswith("final/")
+        np.testing.assert_allclose(rounded.history[name], values, rtol=0 if exact else 1e-3, atol=0 if exact else 1e-6)
+
+
+def test_a_table_of_cells_is_read_back_without_a_row_that_was_cut_off(tmp_path):
+    path, recipe = tmp_path / "cells.csv", '# {"epochs": 1}'
+    rows = [["found", str(k), "1", "0.5", "0.25", "99", PUBLISHED.to_json().replace("\n", "")] for k in range(3)]
+    assert paper.read(path, recipe) == []
+    path.write_text(paper.table(recipe, [paper.COLUMNS, *rows]))
+    assert paper.read(path, recipe) == rows and paper.key(rows[1]) == ("found", "1", "1", rows[1][-1])
+    for cut in range(1, 60):
+        path.write_text(paper.table(recipe, [paper.COLUMNS, *rows])[:-cut])
+        assert paper.read(path, recipe) == rows[:2]
+    with pytest.raises(SystemExit, match="expected rows of the recipe"):
+        paper.read(path, '# {"epochs": 2}')
