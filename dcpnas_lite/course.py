@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 SKIP = "skip_connect"
 NETWORKS = ("Parent", "Child")  # by their code in history["network"]
-SERIES = {"weight_loss": "loss of w", "alpha_loss": "loss of α", "distance": "tangent distance D"}
+SERIES = {"weight_loss": "weight loss", "alpha_loss": "architecture loss", "distance": "tangent distance D"}
 
 
 def shares(alpha: Float[np.ndarray, "*T E M"]) -> Float[np.ndarray, "*T E M"]:
@@ -94,7 +93,7 @@ class Course:
         try:
             with np.load(folder / "history.npz", allow_pickle=False) as file:
                 history = dict(file)
-        except (ValueError, TypeError, EOFError, BadZipFile):
+        except Exception:  # zipfile, zlib and NumPy have a dozen kinds for a damaged file
             raise ValueError(f"{folder / 'history.npz'}: expected the history of a search, got something else") from None
         if tuple(genotype.cells) != space.cell_types or (genotype.inputs, len(genotype.normal)) != (space.inputs, space.nodes):
             raise ValueError(f"{folder / 'genotype.json'}: expected a cell of the space {space.name}, got one of another")
@@ -176,6 +175,6 @@ def _check(path: Path, history: Mapping[str, np.ndarray], space: Space) -> None:
         wanted |= dict.fromkeys(("network", *SERIES), (steps,)) | {f"alpha/{t}": (steps, *shape) for t in space.cell_types}
         wanted |= {name: (steps, *shape) for t in space.cell_types if (name := f"psi/{t}") in history}
     for name, expected in wanted.items():
-        got = history[name].shape if name in history else "nothing"
+        got = np.shape(history[name]) if name in history else "nothing"
         if got != expected:
             raise ValueError(f"{path}, {name}: expected an array of shape {expected}, got {got}")

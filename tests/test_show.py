@@ -139,7 +139,7 @@ def test_the_report_says_what_the_history_holds(tmp_path):
     assert "architecture steps: 5 (3 by the Parent, 2 by the Child)" in report
     mine = {"Parent": slice(0, 3), "Child": slice(3, 5)}
     for network, part in mine.items():
-        for key, name in (("weight_loss", "loss of w"), ("alpha_loss", "loss of α")):
+        for key, name in (("weight_loss", "weight loss"), ("alpha_loss", "architecture loss")):
             x = history[key][part]
             assert numbers(report, f"{network}: {name}") == pytest.approx([x[0], x[-1], x.min(), x.max()], rel=1e-4)
     d = history["distance"][3:]
@@ -235,6 +235,22 @@ def test_a_truncated_history_is_named_in_one_line(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-200])
     assert main(["show", str(tmp_path)]) == 2
     assert "history.npz: expected the history of a search" in capsys.readouterr().err
+
+
+def test_a_damaged_history_is_refused_or_read(tmp_path):
+    write_run(tmp_path, MICRO)
+    path, rng = tmp_path / "history.npz", np.random.default_rng(0)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            Course.load(tmp_path)
+        except ValueError as error:
+            assert "history.npz" in str(error)
+            refused += 1
+    assert refused > 200  # the rest of the archive is padding, dates and the like
 
 
 @pytest.mark.parametrize("name", ["weight_loss", "distance", "alpha/normal", "psi/normal", "final/normal"])
