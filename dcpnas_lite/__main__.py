@@ -371,28 +371,25 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_show(args: argparse.Namespace) -> None:
-    import numpy as np
-
     from . import plots
-    from .algorithm.loop import SPACES
+    from .course import Course
 
-    print_result(args.run)
-    space = SPACES[read_run(args.run)["search"]["space"]]
-    try:
-        with np.load(args.run / "history.npz", allow_pickle=False) as file:
-            history = dict(file)
-    except FileNotFoundError:
-        raise ValueError(f"{args.run}: expected a finished search, but it holds no history.npz") from None
-    for code, name in enumerate(("Parent", "Child")):
-        losses = history["weight_loss"][history["network"] == code]
-        if len(losses):
-            print(f"{name}: weight loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps")
-    figures = {"losses.png": plots.losses(history)}
-    for cell_type in space.cell_types:
-        figures[f"trajectories-{cell_type}.png"] = plots.trajectories(history, space, cell_type)
+    course = Course.load(args.run)
+    history, space, genotype = course.history, course.space, course.genotype
+    text = course.report()
+    print(text, end="")
+    write(args.run / "report.txt", text)
+    figures = {"cell.png": plots.cell(genotype)}
+    figures["mix.png"] = plots.mix({t: history[f"final/{t}"] for t in space.cell_types}, space, genotype)
+    if course.steps:
+        figures |= {"losses.png": plots.losses(history), "collapse.png": plots.collapse(history, space)}
+        for t in space.cell_types:
+            figures[f"trajectories-{t}.png"] = plots.trajectories(history, space, t)
+            for network in map(str.lower, course.networks if f"psi/{t}" in history else ()):
+                figures[f"psi-{network}-{t}.png"] = plots.psi(history, space, t, network)
     for name, figure in figures.items():
         draw(figure, args.run / name)
-        print(f"drawn: {args.run / name}")
+    print(f"written to {args.run}: report.txt, {', '.join(figures)}")
 
 
 def run_equations(args: argparse.Namespace) -> None:
