@@ -93,6 +93,9 @@ def main() -> None:
     if options.tiny:
         search += ["--set", "rounds=2", "--set", "steps=4", "--set", "channels=4"]
         config = {"channels": 4, "epochs": 2}
+    path = options.tables / "paper-cells.csv"
+    recipe = "# " + json.dumps({"data": "digits"} | dataclasses.asdict(TrainConfig(**config)) | {"seed": "column"})
+    rows = read(path, recipe)
     if command_line.main(search):
         raise SystemExit(1)
     ship(options.run, options.tables / "paper-digits")
@@ -101,9 +104,6 @@ def main() -> None:
     cells |= {f"random-{k}": random_cell(PAPER, k) for k in RANDOM}
     texts = {name: json.dumps(json.loads(cell.to_json())) for name, cell in cells.items()}
     trainings = {(name, str(seed), "1", texts[name]): TrainConfig(seed=seed, **config) for seed in SEEDS for name in cells}
-    path = options.tables / "paper-cells.csv"
-    recipe = "# " + json.dumps({"data": "digits"} | dataclasses.asdict(TrainConfig(**config)) | {"seed": "column"})
-    rows = read(path, recipe)
     rows = [old for old in rows if key(old) in trainings]  # the others belong to a search that is not the one in the tables
     tasks = [(name, int(bits), text, trainings[name, seed, bits, text])
              for name, seed, bits, text in trainings.keys() - set(map(key, rows))]  # fmt: skip
