@@ -47,7 +47,9 @@ def ship(run: Path, target: Path) -> None:
     for name, values in history.items():
         if not name.startswith("final/"):
             history[name] = values.astype(np.float16 if values.ndim > 1 else np.float32)
-    np.savez_compressed(target / "history.npz", **history)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **history)
+    command_line.write(target / "history.npz", buffer.getvalue())
 
 
 def row(task: tuple[str, int, str, TrainConfig]) -> list:
