@@ -47,7 +47,9 @@ def ship(run: Path, target: Path) -> None:
     for name, values in history.items():
         if not name.startswith("final/"):
             history[name] = values.astype(np.float16 if values.ndim > 1 else np.float32)
-    np.savez_compressed(target / "history.npz", **history)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **history)
+    command_line.write(target / "history.npz", buffer.getvalue())
 
 
 def row(task: tuple[str, int, str, TrainConfig]) -> list:
@@ -93,6 +95,9 @@ def main() -> None:
     if options.tiny:
         search += ["--set", "rounds=2", "--set", "steps=4", "--set", "channels=4"]
         config = {"channels": 4, "epochs": 2}
+    path = options.tables / "paper-cells.csv"
+    recipe = "# " + json.dumps({"data": "digits"} | dataclasses.asdict(TrainConfig(**config)) | {"seed": "column"})
+    rows = read(path, recipe)
     if command_line.main(search):
         raise SystemExit(1)
     ship(options.run, options.tables / "paper-digits")
@@ -101,9 +106,6 @@ def main() -> None:
     cells |= {f"random-{k}": random_cell(PAPER, k) for k in RANDOM}
     texts = {name: json.dumps(json.loads(cell.to_json())) for name, cell in cells.items()}
     trainings = {(name, str(seed), "1", texts[name]): TrainConfig(seed=seed, **config) for seed in SEEDS for name in cells}
-    path = options.tables / "paper-cells.csv"
-    recipe = "# " + json.dumps({"data": "digits"} | dataclasses.asdict(TrainConfig(**config)) | {"seed": "column"})
-    rows = read(path, recipe)
     rows = [old for old in rows if key(old) in trainings]  # the others belong to a search that is not the one in the tables
     tasks = [(name, int(bits), text, trainings[name, seed, bits, text])
              for name, seed, bits, text in trainings.keys() - set(map(key, rows))]  # fmt: skip

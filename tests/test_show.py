@@ -101,6 +101,17 @@ def test_skip_edges_counts_the_discretized_cell(kind):
     assert counts["normal"].tolist() == [0, 2, 8] and counts["reduce"].tolist() == [0, 0, 1]
 
 
+def test_shares_that_half_precision_cannot_tell_apart_are_told_apart():
+    """The last skip is one unit of float16 above an operation that stands before it, or below."""
+    other = len(OPERATIONS) - 1 if SKIP == 1 else 1
+    alpha = np.full((2, 3, 8), 0.1, np.float16)
+    alpha[:, :, [SKIP, other]] = 0.2
+    strong = (alpha[0, 0, SKIP], np.nextafter(alpha[0, 0, SKIP], np.float16(1)))
+    alpha[0, :, [SKIP, other]] = np.array(strong[::-1])[:, None]
+    alpha[1, :, [SKIP, other]] = np.array(strong)[:, None]
+    assert skip_edges({"alpha/normal": alpha}, MICRO)["normal"].tolist() == [3, 0]
+
+
 # The folder of a search
 
 
