@@ -91,10 +91,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few minutes in all, to try the script")
     options = parser.parse_args()
     search = ["search", "--space", "paper", "--data", "digits", "--seed", "0", "--out", str(options.run)]
-    config = {}
+    config = {"channels": 16, "layers": 3, "epochs": 12, "batch": 64}  # that of the micro table
     if options.tiny:
         search += ["--set", "rounds=2", "--set", "steps=4", "--set", "channels=4"]
-        config = {"channels": 4, "epochs": 2}
+        config |= {"channels": 4, "epochs": 2}
     path = options.tables / "paper-cells.csv"
     recipe = "# " + json.dumps({"data": "digits"} | dataclasses.asdict(TrainConfig(**config)) | {"seed": "column"})
     rows = read(path, recipe)
