@@ -1,6 +1,6 @@
 """A search killed at random moments and resumed, beside the same search left alone: the results must agree bit by bit.
 
-    python benchmarks/kills.py [--kills 20] [--seed 0] [--steps 12]
+    python benchmarks/kills.py [--kills 20] [--seed 0] [--steps 6]
 
 Each of the `--kills` searches runs from the command line in a folder of its own, gets one SIGKILL at a moment drawn uniformly
 from the time that the undisturbed search took, writing of the results included, and is then started again. Exit status 1 where
@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="draws the moments")
-    parser.add_argument("--steps", type=int, default=12, help="steps of a phase; there are four phases")
+    parser.add_argument("--steps", type=int, default=6, help="steps of a phase; there are four phases")
     args = parser.parse_args()
     command = [sys.executable, "-m", "dcpnas_lite", "search", "--quiet", "--set", "channels=4", "--set", "batch=8"]
     command += ["--set", "rounds=2", "--set", f"steps={args.steps}", "--out"]
