@@ -29,9 +29,10 @@ from torch.func import functional_call
 import dcpnas_lite
 from dcpnas_lite.__main__ import write
 from dcpnas_lite.algorithm import backtracking, loop
-from dcpnas_lite.algorithm.objectives import binary_pairs, kl_gain, nas_loss, reconstruction_loss
+from dcpnas_lite.algorithm.objectives import kl_gain, nas_loss, network_reconstruction
 from dcpnas_lite.algorithm.tangent import tangent_gradient
 from dcpnas_lite.data import digits
+from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.supernet import MICRO, Supernet, constant
 
 LATER = loop.TANGENT_BATCHES  # a step whose soft targets the tangent direction has not computed already
@@ -121,13 +122,13 @@ class Iteration:
 def cost(repeats: int) -> list[list]:
     """The rows of method-cost.csv, on the space of the source with the default search on the digits."""
     it = Iteration(space="paper", **loop.SPACE_DEFAULTS["paper"])
-    pairs = [w for w, _ in binary_pairs(it.child)]
+    binary = [m.weight for m in it.child.modules() if isinstance(m, BinaryConv2d)]
     step = it.run.config.weight_lr
     seconds = timed(
         it.steps()
         | {
             "second order": lambda: unrolled_gradient(it.parent, it.train, it.validation, step),
-            "L_R": lambda: torch.autograd.grad(reconstruction_loss(binary_pairs(it.child)), pairs),
+            "L_R": lambda: torch.autograd.grad(network_reconstruction(it.child), binary),
             "backtracking": it.backtrack,
         }
         | {c: lambda c=c: it.tangent(c) for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")},
