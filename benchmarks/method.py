@@ -100,7 +100,7 @@ class Iteration:
     def backtrack(self) -> None:
         for cell_type, alpha in self.child.alpha.items():
             a, norms = alpha.detach(), backtracking.weight_norms(self.child, cell_type)
-            self.run.rule(backtracking.ArchitectureStep("child", cell_type, LATER, a, a, a, norms, lambda: a))
+            self.run.rule(backtracking.ArchitectureStep("child", cell_type, LATER, a, a, a, norms, lambda a=a: a))
 
     def tangent(self, curvature: str) -> None:
         """The gradient of −G + λ D, or with curvature "none" that of −G alone."""
