@@ -66,6 +66,7 @@ class Iteration:
         self.run = loop._Run(digits(), config, None, "cpu")
         self.train, self.validation = self.run.batch("train", LATER, 0), self.run.batch("validation", LATER, 1)
         self.parent, self.child = self.run.networks["parent"], self.run.networks["child"]
+        self.soft_targets = self.run.soft_targets(self.validation[0])
         self.phase()
 
     def phase(self) -> None:
@@ -78,10 +79,17 @@ class Iteration:
     def alphas(self, name: str) -> None:
         self.run.alpha_step(name, self.train, self.validation, name == "child", LATER)
 
+    def darts(self) -> None:
+        """The architecture step of DARTS: the Parent's, without backtracking."""
+        rule, self.run.rule = self.run.rule, backtracking.no_backtracking
+        self.alphas("parent")
+        self.run.rule = rule
+
     def steps(self) -> dict[str, Callable]:
         return {
             "Parent w": lambda: self.weights("parent"),
             "Parent α": lambda: self.alphas("parent"),
+            "DARTS α": self.darts,
             "Child w": lambda: self.weights("child"),
             "Child α": lambda: self.alphas("child"),
             "phase": self.phase,
@@ -104,7 +112,7 @@ class Iteration:
 
     def tangent(self, curvature: str) -> None:
         """The gradient of −G + λ D, or with curvature "none" that of −G alone."""
-        x, soft, generator = self.validation[0], self.soft, torch.Generator().manual_seed(0)
+        x, soft, generator = self.validation[0], self.soft_targets, torch.Generator().manual_seed(0)
         with constant(self.child.weights()):
             if curvature == "none":
                 torch.autograd.grad(-kl_gain(self.child(x), soft), self.child.alphas())
@@ -113,10 +121,6 @@ class Iteration:
                     lambda alphas: self.child(x, alphas), lambda out: kl_gain(out, soft), self.child.alphas(), self.run.tangent,
                     curvature, "F", len(x), generator,
                 )  # fmt: skip
-
-    @property
-    def soft(self) -> torch.Tensor:
-        return self.run.soft[0]
 
 
 def cost(repeats: int) -> list[list]:
@@ -134,7 +138,7 @@ def cost(repeats: int) -> list[list]:
         | {c: lambda c=c: it.tangent(c) for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")},
         repeats,
     )
-    darts, total = seconds["Parent w"] + seconds["Parent α"], it.total(seconds)
+    darts, total = seconds["Parent w"] + seconds["DARTS α"], it.total(seconds)
     iterations = {
         "DARTS, first order": darts,
         "DARTS, second order": seconds["Parent w"] + seconds["second order"],
@@ -143,13 +147,13 @@ def cost(repeats: int) -> list[list]:
     tangent = seconds["sampled"] - seconds["none"]
     parts = {
         "Parent w": seconds["Parent w"],
-        "Parent α": seconds["Parent α"],
+        "Parent α": seconds["DARTS α"],
         "soft targets": 2 * seconds["soft targets"],
         "Child w": seconds["Child w"] - seconds["soft targets"] - seconds["L_R"],
         "L_R": seconds["L_R"],
         "Child α": seconds["Child α"] - seconds["soft targets"] - tangent - seconds["backtracking"],
         "tangent": tangent + it.per_step(seconds),
-        "backtracking": seconds["backtracking"],
+        "backtracking": seconds["backtracking"] + seconds["Parent α"] - seconds["DARTS α"],
     }
     curvatures = {c: seconds[c] for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")}
     groups = (("iteration", iterations, darts), ("part", parts, total), ("curvature", curvatures, seconds["none"]))
@@ -185,7 +189,7 @@ def growth(repeats: int) -> list[list]:
             it = Iteration(**changes)
             seconds = timed(it.steps(), repeats)
             memory = kept(it.child, it.run.weight_loss("child", it.train, it.run.soft_targets(it.train[0])))
-            found.append([seconds["Parent w"] + seconds["Parent α"], it.total(seconds), memory])
+            found.append([seconds["Parent w"] + seconds["DARTS α"], it.total(seconds), memory])
         slopes = [np.polyfit(np.log(values), np.log(column), 1)[0] for column in zip(*found, strict=True)]
         rows += [[what, value, *figures, *slopes] for value, figures in zip(values, found, strict=True)]
     return rows
