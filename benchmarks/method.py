@@ -29,6 +29,7 @@ from torch.func import functional_call
 import dcpnas_lite
 from dcpnas_lite.__main__ import write
 from dcpnas_lite.algorithm import backtracking, loop
+from dcpnas_lite.algorithm.distributed import Group
 from dcpnas_lite.algorithm.objectives import kl_gain, nas_loss, network_reconstruction
 from dcpnas_lite.algorithm.tangent import tangent_gradient
 from dcpnas_lite.data import digits
@@ -63,7 +64,7 @@ class Iteration:
 
     def __init__(self, **changes):
         config = loop.SearchConfig(warmup=0, **changes)
-        self.run = loop._Run(digits(), config, None, "cpu")
+        self.run = loop._Run(digits(), config, None, "cpu", "float32", Group())
         self.train, self.validation = self.run.batch("train", LATER, 0), self.run.batch("validation", LATER, 1)
         self.parent, self.child = self.run.networks["parent"], self.run.networks["child"]
         self.soft_targets = self.run.soft_targets(self.validation[0])

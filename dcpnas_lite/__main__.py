@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import csv
 import dataclasses
 import io
 import json
+import math
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
-RESULTS = ("config.json", "genotype.json", "history.npz", "cell.png")
+RESULTS = ("config.json", "genotype.json", "history.npz", "summary.json", "cell.png")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +32,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--space", default="micro", choices=tuple(SPACES), help="search space (default: micro, 512 cells)")
     add_data(p)
     p.add_argument("--method", default="dcp-nas", choices=tuple(METHODS), help="search method (default: dcp-nas)")
-    p.add_argument("--seed", type=int, default=0, help="seed of weights, α and data order (default: 0)")
+    seeds = p.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, help="seed of weights, α and data order (default: 0)")
+    seeds.add_argument("--seeds", metavar="LIST", help="several searches, as 0-9 or 0,3,5: DIR/seed-K and DIR/searches.csv")
+    p.add_argument("--workers", type=int, default=2, help="with --seeds: processes, one search each (default: 2)")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     fields = ", ".join(f.name for f in dataclasses.fields(SearchConfig) if f.name not in ("space", "seed"))
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes", help=f"change a setting: {fields}")
@@ -59,8 +68,11 @@ def add_data(p: argparse.ArgumentParser, default: str | None = "digits") -> None
 
 
 def add_device(p: argparse.ArgumentParser) -> None:
-    """--device and --threads."""
+    """--device, --precision and --threads."""
+    from .network.precision import PRECISIONS
+
     p.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    p.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the forward passes (default: float32)")
     p.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; small networks do not gain by more)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -100,43 +112,195 @@ def read_genotype(path: Path):
         raise ValueError(f"{path}: {error}") from None
 
 
-def run_search(args: argparse.Namespace) -> None:
-    import numpy as np
+def settings(args: argparse.Namespace):
+    """(SearchConfig, text of config.json) of a search command."""
+    from .algorithm.loop import SearchConfig
+
+    config = SearchConfig.defaults(args.space, args.data, args.method, **{"seed": args.seed} | parse_changes(args.changes))
+    every = {"data": args.data, "root": args.root, "precision": args.precision, "search": dataclasses.asdict(config)}
+    return config, json.dumps(every, indent=1)
+
+
+def finished(out: Path, text: str) -> bool:
+    """Whether `out` holds the finished search with the settings `text`; ValueError where it holds another one."""
+    if (out / "config.json").exists() and read_run(out) != json.loads(text):
+        raise ValueError(f"{out}: holds a search with other settings; choose another --out or delete it")
+    return (out / "genotype.json").exists()
+
+
+def run_search(args: argparse.Namespace) -> int:
     import torch
+    import torch.distributed as dist
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    if args.seeds is not None:
+        if processes > 1:
+            raise ValueError(f"--seeds: expected a single process, got {processes} of torchrun, which share one search")
+        return run_seeds(args)
+    torch.set_num_threads(args.threads)
+    if processes == 1:
+        return run_one(args, torch.device(args.device), first=True)
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        return run_one(args, device, first=dist.get_rank() == 0)
+    finally:
+        dist.destroy_process_group()
+
+
+def run_one(args: argparse.Namespace, device, first: bool) -> int:
+    """One search, perhaps shared with other processes; only the `first` of them writes and prints."""
+    import numpy as np
 
     from . import data, plots
-    from .algorithm.loop import SPACE_DEFAULTS, SearchConfig, SearchStopped, search
+    from .algorithm.distributed import Group
+    from .algorithm.loop import SearchStopped, search
 
-    torch.set_num_threads(args.threads)
-    changes = SPACE_DEFAULTS[args.space] | {"space": args.space, "seed": args.seed} | parse_changes(args.changes)
-    config = SearchConfig.method(args.method, **changes)
-    settings = json.dumps({"data": args.data, "root": args.root, "search": dataclasses.asdict(config)}, indent=1)
+    config, text = settings(args)
     out: Path = args.out
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "config.json").exists() and read_run(out) != json.loads(settings):
-        raise ValueError(f"{out}: holds a search with other settings; choose another --out or delete it")
-    if (out / "genotype.json").exists():
-        print(f"{out}: this search is finished already")
-        return print_result(out)
+    if Group.current(device).any(first and finished(out, text)):
+        if first:
+            print(f"{out}: this search is finished already")
+            print_result(out)
+        return 0
     source = data.load(args.data, args.root)
-    write(out / "config.json", settings)
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        write(out / "config.json", text)
     stop = []
     old = signal.signal(signal.SIGINT, lambda *_: stop.append(True))  # finish the step, save, then leave
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked where run_seeds started this process
     try:
-        options = dict(progress=not args.quiet, checkpoint=out / "checkpoint.pt", device=args.device)
+        options = dict(progress=not args.quiet, checkpoint=out / "checkpoint.pt", device=device, precision=args.precision)
         result = search(source, config, callback=lambda _: bool(stop), **options)
+        if first:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **result.history, **{f"final/{t}": a.numpy() for t, a in result.alphas.items()})
+            write(out / "history.npz", buffer.getvalue())
+            draw(plots.cell(result.genotype), out / "cell.png")
+            write(out / "summary.json", json.dumps(summary(config.seed, result), indent=1, ensure_ascii=False) + "\n")
+            write(out / "genotype.json", result.genotype.to_json() + "\n")  # last: the search is finished
+            print_result(out)
+            print(f"searched in {result.seconds:.0f} s; written to {out}: {', '.join(RESULTS)}")
     except SearchStopped as stopped:
-        print(f"{stopped}; the same command goes on from here")
-        sys.exit(130)
+        if first:
+            print(f"{stopped}; the same command goes on from here", flush=True)
+        return 130
     finally:
         signal.signal(signal.SIGINT, old)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **result.history, **{f"final/{t}": a.numpy() for t, a in result.alphas.items()})
-    write(out / "history.npz", buffer.getvalue())
-    draw(plots.cell(result.genotype), out / "cell.png")
-    write(out / "genotype.json", result.genotype.to_json() + "\n")
-    print_result(out)
-    print(f"searched in {result.seconds:.0f} s; written to {out}: {', '.join(RESULTS)}")
+    return 0
+
+
+def summary(seed: int, result) -> dict:
+    """A search in one row: its cell, and the losses and the distance D of the last step; null where there is none."""
+    row = {"seed": seed, "cell": str(result.genotype).replace("\n", "; ")}
+    for code, name in enumerate(("parent", "child")):
+        for quantity in ("weight_loss", "alpha_loss"):
+            values = result.history[quantity][result.history["network"] == code] if result.history else ()
+            row[f"{name}_{quantity}"] = float(values[-1]) if len(values) else None
+    distance = float(result.history["distance"][-1]) if result.history else math.nan
+    return row | {"distance": None if math.isnan(distance) else distance, "seconds": round(result.seconds, 1)}
+
+
+def run_seeds(args: argparse.Namespace) -> int:
+    """One search per seed, each in a process of its own; SIGINT and SIGKILL end them all, and the same command goes on."""
+    from . import data
+    from .__main__ import search_in_worker  # by the name under which a new process finds it
+
+    if args.workers < 1:
+        raise ValueError(f"--workers: expected at least 1, got {args.workers}")
+    wanted, waiting = parse_seeds(args.seeds), []
+    present = {int(path.name[5:]) for path in args.out.glob("seed-*") if path.name[5:].isdecimal()}
+    for seed in sorted(present.union(wanted)):  # those in the table all have the same settings
+        job = argparse.Namespace(**vars(args) | {"seed": seed, "seeds": None, "quiet": True, "out": args.out / f"seed-{seed}"})
+        done = finished(job.out, settings(job)[1])
+        if seed in wanted and done:
+            print_seed(job.out)
+        elif seed in wanted:
+            waiting.append(job)
+    data.load(args.data, args.root)  # where it is missing, one line says so, not one for each seed
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_table(args.out)
+    running, stop, left, failed = {}, [], [], []
+    context = multiprocessing.get_context("spawn")
+    old = signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+    try:
+        while running or (waiting and not stop):
+            while waiting and len(running) < args.workers and not stop:
+                process = context.Process(target=search_in_worker, args=(waiting[0],))
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it: see run_one
+                process.start()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                running[process] = waiting.pop(0)
+            multiprocessing.connection.wait([process.sentinel for process in running], timeout=0.2)
+            for process, job in list(running.items()):
+                if process.exitcode is None:
+                    if stop:
+                        os.kill(process.pid, signal.SIGINT)
+                    continue
+                del running[process]
+                if process.exitcode == 0:
+                    write_table(args.out)
+                    print_seed(job.out)
+                else:
+                    (left if process.exitcode in (130, -signal.SIGINT) else failed).append(job.seed)
+    finally:
+        signal.signal(signal.SIGINT, old)
+    if failed:
+        raise RuntimeError(f"failed: seeds {', '.join(map(str, failed))}; the same command tries them again")
+    if left or waiting:
+        print("stopped; the same command goes on from here")
+        return 130
+    print(f"written to {args.out}: searches.csv, and for every seed a folder seed-K")
+    return 0
+
+
+def search_in_worker(args: argparse.Namespace) -> None:
+    """What a worker process of run_seeds does."""
+
+    def leave_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)  # it was killed; as after any kill, the checkpoint stays
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, lambda *_: None)  # run_one's own handler stands while there is something to save
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = guarded(run_search, args, f"dcpnas_lite: seed {args.seed}")
+    sys.exit(status)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """0-2,7 as [0, 1, 2, 7]."""
+    seeds = set()
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        if not (low.isdecimal() and (high.isdecimal() if dash else True)) or (dash and int(low) > int(high)):
+            raise ValueError(f"--seeds: expected numbers and ranges as in 0-9 or 0,3,5, got {text!r}")
+        seeds |= set(range(int(low), int(high or low) + 1))
+    return sorted(seeds)
+
+
+def read_summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def print_seed(folder: Path) -> None:
+    row = read_summary(folder)
+    print(f"seed {row['seed']}: {row['cell']} ({row['seconds']:.0f} s)", flush=True)
+
+
+def write_table(out: Path) -> None:
+    """searches.csv: the summaries of all finished searches in the folder, by seed."""
+    rows = sorted((read_summary(path.parent) for path in out.glob("seed-*/genotype.json")), key=lambda row: row["seed"])
+    buffer = io.StringIO()
+    if rows:
+        table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    write(out / "searches.csv", buffer.getvalue())
 
 
 def parse_changes(pairs: list[str]) -> dict:
@@ -185,10 +349,11 @@ def run_train(args: argparse.Namespace) -> None:
     print(genotype)
     accuracies = []
     for seed in range(args.seeds):
-        result = train(genotype, source, args.bits, TrainConfig(seed=seed, **given), progress=not args.quiet, device=args.device)
+        options = dict(progress=not args.quiet, device=args.device, precision=args.precision)
+        result = train(genotype, source, args.bits, TrainConfig(seed=seed, **given), **options)
         accuracies.append(result.test_accuracy)
         row = {
-            "data": name, "bits": args.bits, "seed": seed, "test_accuracy": result.test_accuracy,
+            "data": name, "bits": args.bits, "precision": args.precision, "seed": seed, "test_accuracy": result.test_accuracy,
             "validation_accuracy": result.validation_accuracy, "one_bit_parameters": result.one_bit,
             "real_parameters": result.real, "size_in_bits": result.bits, "seconds": round(result.seconds, 1),
         }  # fmt: skip
@@ -206,28 +371,25 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_show(args: argparse.Namespace) -> None:
-    import numpy as np
-
     from . import plots
-    from .algorithm.loop import SPACES
+    from .course import Course
 
-    print_result(args.run)
-    space = SPACES[read_run(args.run)["search"]["space"]]
-    try:
-        with np.load(args.run / "history.npz", allow_pickle=False) as file:
-            history = dict(file)
-    except FileNotFoundError:
-        raise ValueError(f"{args.run}: expected a finished search, but it holds no history.npz") from None
-    for code, name in enumerate(("Parent", "Child")):
-        losses = history["weight_loss"][history["network"] == code]
-        if len(losses):
-            print(f"{name}: weight loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps")
-    figures = {"losses.png": plots.losses(history)}
-    for cell_type in space.cell_types:
-        figures[f"trajectories-{cell_type}.png"] = plots.trajectories(history, space, cell_type)
+    course = Course.load(args.run)
+    history, space, genotype = course.history, course.space, course.genotype
+    text = course.report()
+    print(text, end="")
+    write(args.run / "report.txt", text)
+    figures = {"cell.png": plots.cell(genotype)}
+    figures["mix.png"] = plots.mix({t: history[f"final/{t}"] for t in space.cell_types}, space, genotype)
+    if course.steps:
+        figures |= {"losses.png": plots.losses(history), "collapse.png": plots.collapse(history, space)}
+        for t in space.cell_types:
+            figures[f"trajectories-{t}.png"] = plots.trajectories(history, space, t)
+            for network in map(str.lower, course.networks if f"psi/{t}" in history else ()):
+                figures[f"psi-{network}-{t}.png"] = plots.psi(history, space, t, network)
     for name, figure in figures.items():
         draw(figure, args.run / name)
-        print(f"drawn: {args.run / name}")
+    print(f"written to {args.run}: report.txt, {', '.join(figures)}")
 
 
 def run_equations(args: argparse.Namespace) -> None:
@@ -245,10 +407,15 @@ def run_microbench(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 and one line on standard error where the input is wrong."""
     args = parser().parse_args(argv)
+    return guarded(COMMANDS[args.command], args)
+
+
+def guarded(command, args: argparse.Namespace, name: str = "dcpnas_lite") -> int:
+    """The exit status of a command; 2 and one line on standard error where the input is wrong."""
     try:
-        return COMMANDS[args.command](args) or 0
+        return command(args) or 0
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        print(f"dcpnas_lite: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyArrowPatch, Patch
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+
+from .course import SKIP, entropy, kept_edges, shares, skip_edges, skip_share
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -61,6 +64,10 @@ def label(operation: str) -> str:
     return operation.replace("_connect", "").replace("_", " ").replace("3x3", "3×3").replace("5x5", "5×5")
 
 
+def _cell_name(cell_type: str) -> str:
+    return {"reduce": "reduction"}.get(cell_type, cell_type) + " cell"
+
+
 def cell(genotype: Genotype) -> Figure:
     """Draw the cell, or the normal and the reduction cell: nodes in a row, one arrow with its operation per edge."""
     arcs = {name: _arcs(nodes, genotype.inputs) for name, nodes in genotype.cells.items()}
@@ -70,7 +77,7 @@ def cell(genotype: Genotype) -> Figure:
     figure, axes = _figure(len(arcs), 1, (last + 1.85) * inch, sum(heights) * inch + 0.3 * len(arcs), height_ratios=heights)
     for axis, (name, cell_arcs), height in zip(axes.flat, arcs.items(), heights, strict=True):
         axis.set(xlim=(-0.35, last + 1.5), ylim=(-0.75, height - 0.75), aspect="equal")
-        axis.set_title({"reduce": "reduction"}.get(name, name) + " cell", fontsize=10)
+        axis.set_title(_cell_name(name), fontsize=10)
         axis.set_axis_off()
         _draw_cell(axis, genotype.inputs, last, cell_arcs)
     return figure
@@ -121,10 +128,7 @@ def trajectories(history: Mapping[str, np.ndarray], space: Space, cell_type: str
 
     Raises KeyError where `history` has no such cell type.
     """
-    alpha = history[f"alpha/{cell_type}"]
-    shares = np.exp(alpha - alpha.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
-    return _edges(shares, np.asarray(history["network"]) == 1, space, "softmax(α)")
+    return _edges(shares(history[f"alpha/{cell_type}"]), np.asarray(history["network"]) == 1, space, "softmax(α)")
 
 
 def psi(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal", network: str = "child") -> Figure:
@@ -147,20 +151,38 @@ def _edges(values: Float[np.ndarray, "T E M"], shaded: np.ndarray, space: Space,
         if e >= len(space.edges):
             axis.set_axis_off()
             continue
-        for start, stop in _runs(shaded):
-            axis.axvspan(start - 0.5, stop - 0.5, color="#EEEEEE", lw=0)
+        _shade(axis, shaded)
         for m, name in enumerate(space.operations):
             style = ":" if name == "none" else "--" if "pool" in name else "-"
-            axis.plot(values[:, e, m], style, color=COLOURS[name], lw=1.6, label=label(name))
+            axis.plot(values[:, e, m], style, color=COLOURS[name], lw=1.6, label=label(name), marker=_marker(values))
         source, target = space.edges[e]
         below = e + columns >= len(space.edges)
         _plain(axis, f"edge {source} → {target}", "architecture step" if below else "", ylabel if e % columns == 0 else "")
+        _whole_steps(axis)
         axis.tick_params(labelbottom=below)
     handles = axes.flat[0].get_legend_handles_labels()[0]
     if shaded.any():
         handles.append(Patch(color="#EEEEEE", label="Child's phases"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
     return figure
+
+
+def _shade(axis: Axes, shaded: np.ndarray) -> None:
+    for start, stop in _runs(shaded):
+        axis.axvspan(start - 0.5, stop - 0.5, color="#EEEEEE", lw=0)
+
+
+def _whole_steps(axis: Axes) -> None:
+    """Ticks at whole steps alone; to be called when the axis holds its data."""
+    left, right = axis.get_xlim()
+    if right - left < 1:  # a single step
+        axis.set_xlim((left + right - 1) / 2, (left + right + 1) / 2)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def _marker(values: np.ndarray) -> str:
+    """A line of one point shows nothing without a marker."""
+    return "." if len(values) == 1 else ""
 
 
 def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -181,6 +203,7 @@ def losses(history: Mapping[str, np.ndarray]) -> Figure:
         for mine, name, colour in ((~child, "Parent", PARENT), (child, "Child", CHILD)):
             if mine.any():
                 axis.plot(np.flatnonzero(mine), np.asarray(history[key])[mine], ".", color=colour, ms=5, label=name)
+        _whole_steps(axis)
         axis.set_ylim(bottom=0)
         axis.legend(frameon=False)
     axis = axes.flat[2]
@@ -188,6 +211,76 @@ def losses(history: Mapping[str, np.ndarray]) -> Figure:
     known = np.isfinite(history["distance"])
     if known.any():
         axis.semilogy(np.flatnonzero(known), np.asarray(history["distance"])[known], ".", color=CHILD, ms=5)
+        _whole_steps(axis)
     else:
         axis.text(0.5, 0.5, "not used", transform=axis.transAxes, ha="center", va="center")
+    return figure
+
+
+def collapse(history: Mapping[str, np.ndarray], space: Space) -> Figure:
+    """How decided α is and whether it runs into skip connections, over the architecture steps, one row per cell type.
+
+    Entropy of softmax(α) and the share of `skip_connect`: an edge is a thin line, the mean of the edges the thick one, and
+    dashed is α = 0, where all operations have the same share. Right: the edges with `skip_connect` in the cell that α stands
+    for at that step; dashed is their mean over cells drawn at random. The Child's phases have a grey ground.
+    """
+    shaded, m = np.asarray(history["network"]) == 1, len(space.operations)
+    skips, kept = skip_edges(history, space), kept_edges(space)
+    offered, colour = SKIP in space.operations, COLOURS["sep_conv_3x3"]
+    figure, axes = _figure(len(skips), 3, 9.0, 2.5 * len(skips) + 0.6, sharex=True)
+    for row, (cell_type, count) in zip(axes, skips.items(), strict=True):
+        alpha = history[f"alpha/{cell_type}"]
+        last = cell_type == space.cell_types[-1]
+        panels = (
+            ("entropy of softmax(α)", "nats", entropy(alpha), np.log(m)),
+            ("share of skip", "share", skip_share(alpha, space), offered / m),
+            ("edges with skip", f"of the {kept} edges", count[:, None], kept * offered / len(set(space.operations) - {"none"})),
+        )
+        for axis, (title, ylabel, values, equal) in zip(row, panels, strict=True):
+            _plain(axis, f"{title}, {_cell_name(cell_type)}", "architecture step" if last else "", ylabel)
+            _shade(axis, shaded)
+            style = dict(color=colour, marker=_marker(values), drawstyle="steps-mid" if axis is row[2] else "default")
+            axis.plot(values, lw=0.7, alpha=0.45, **style)
+            axis.plot(values.mean(1), lw=2.2, **style)
+            axis.axhline(equal, color="black", lw=1.2, ls="--")
+            _whole_steps(axis)
+        row[2].set_ylim(-0.2, kept + 0.2)
+        row[2].yaxis.get_major_locator().set_params(integer=True)
+    handles = [
+        Line2D([], [], color=colour, lw=0.7, alpha=0.45, label="an edge"),
+        Line2D([], [], color=colour, lw=2.2, label="mean of the edges; right: the cell"),
+        Line2D([], [], color="black", lw=1.2, ls="--", label="equal shares; right: random cells"),
+        *([Patch(color="#EEEEEE", label="Child's phases")] if shaded.any() else []),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return figure
+
+
+def mix(alphas: Mapping[str, np.ndarray], space: Space, genotype: Genotype | None = None) -> Figure:
+    """softmax(α) of every edge and operation in per cent, one panel per cell type; framed: the edges of `genotype`.
+
+    `alphas`: (E, M) per cell type. White is the equal share 1/M, violet more, orange less.
+    """
+    values = {t: 100 * shares(alphas[t]) for t in space.cell_types}
+    equal = 100 / len(space.operations)
+    span = max(*(np.abs(v - equal).max() for v in values.values()), 1e-9)
+    height = 0.27 * len(space.edges) + 1.6
+    figure, axes = _figure(1, len(values), 4.6 * len(values), height, sharey=True)
+    for axis, (cell_type, share) in zip(axes.flat, values.items(), strict=True):
+        picture = axis.imshow(share, cmap="PuOr", vmin=equal - span, vmax=equal + span, aspect="auto")
+        for (e, m), value in np.ndenumerate(share):
+            dark = abs(value - equal) > 0.6 * span
+            axis.text(m, e, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+        for target, edges in enumerate(genotype.cells[cell_type] if genotype else (), space.inputs):
+            for name, source in edges:
+                corner = space.operations.index(name) - 0.5, space.edges.index((source, target)) - 0.5
+                axis.add_patch(Rectangle(corner, 1, 1, fill=False, lw=1.8, edgecolor="black"))
+        axis.set_title(_cell_name(cell_type), fontsize=10)
+        names = [label(name).replace(" conv", "").replace(" pool", "") for name in space.operations]
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+        axis.set_yticks(range(len(space.edges)), [f"{i} → {j}" for i, j in space.edges], fontsize=8)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    axes.flat[0].set_ylabel("edge")
+    figure.colorbar(picture, ax=axes, label="softmax(α) in %", shrink=0.8)
     return figure

@@ -42,6 +42,36 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert checkpoint.load(path)["done"] == 1
 
 
+def test_a_wrong_bit_anywhere_is_noticed_or_without_effect(tmp_path):
+    """Every bit of a small file in turn: the state that was saved, or one clear line."""
+    path, generator = tmp_path / "a.pt", torch.Generator().manual_seed(0)
+    checkpoint.save(path, {"weights": torch.randn(50, generator=generator), "done": 7})
+    whole, noticed = checkpoint.load(path), 0
+    content = path.read_bytes()
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        try:
+            state = checkpoint.parse(bytes(flipped), path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: expected ") and "\n" not in str(error)
+            noticed += 1
+        else:
+            assert state["done"] == 7 and torch.equal(state["weights"], whole["weights"]), position
+    assert noticed > 200  # at least every byte of the tensor
+
+
+def test_a_wrong_bit_in_a_tensor_is_named(tmp_path):
+    path, weights = tmp_path / "a.pt", torch.arange(1000.0)
+    checkpoint.save(path, {"weights": weights})
+    content = path.read_bytes()
+    start = content.index(weights.numpy().tobytes())
+    path.write_bytes(content[: start + 1234] + bytes([content[start + 1234] ^ 4]) + content[start + 1235 :])
+    assert torch.load(path, weights_only=True)["weights"][308] != 308  # torch itself does not look
+    with pytest.raises(ValueError, match=r"a\.pt: expected a checkpoint of dcpnas_lite, got a damaged one \(wrong checksum of"):
+        checkpoint.load(path)
+
+
 class Trap:
     def __reduce__(self):
         return os.mkdir, ("sprung",)
@@ -54,8 +84,8 @@ def write(path, kind: str) -> None:
         torch.save({"dcpnas_lite": 1, "trap": Trap()}, path)
     elif kind in ("tensor", "dict", "list"):
         torch.save({"tensor": torch.ones(2), "dict": {"state": 1}, "list": ["dcpnas_lite"]}[kind], path)
-    elif kind == "older":
-        torch.save({"dcpnas_lite": 0}, path)
+    elif kind in ("older", "newer"):
+        torch.save({"dcpnas_lite": {"older": 0, "newer": 3}[kind]}, path)
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
@@ -72,7 +102,7 @@ def write(path, kind: str) -> None:
 @pytest.mark.parametrize("kind, expected", [
     ("empty", "got an unreadable file"),
     ("text", "got an unreadable file"),
-    ("folder", "got an unreadable file"),
+    ("folder", "got a folder"),
     ("0.02", "got an unreadable file"),
     ("0.5", "got an unreadable file"),
     ("0.999", "got an unreadable file"),
@@ -81,7 +111,8 @@ def write(path, kind: str) -> None:
     ("tensor", "got a file of something else"),
     ("dict", "got a file of something else"),
     ("list", "got a file of something else"),
-    ("older", "expected checkpoint version 1, got 0"),
+    ("older", "expected checkpoint version 2, got 0"),
+    ("newer", "expected checkpoint version 2, got 3"),
 ])  # fmt: skip
 def test_any_other_file_is_one_line(tmp_path, monkeypatch, kind, expected):
     monkeypatch.chdir(tmp_path)

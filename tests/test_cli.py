@@ -1,5 +1,7 @@
 """The command line in a subprocess, as a person uses it: results, resuming, and one line for wrong input."""
 
+import csv
+import dataclasses
 import json
 import signal
 import subprocess
@@ -9,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from dcpnas_lite.__main__ import main
+from dcpnas_lite.__main__ import main, parse_seeds, parser, settings
+from dcpnas_lite.algorithm.loop import SearchConfig
 from dcpnas_lite.network.genotype import Genotype
 
 TINY = [
@@ -32,13 +35,18 @@ def searched(tmp_path_factory):
 
 def test_search_writes_what_it_says(searched):
     folder, done = searched
-    for name in ("config.json", "genotype.json", "history.npz", "cell.png"):
+    for name in ("config.json", "genotype.json", "history.npz", "summary.json", "cell.png"):
         assert (folder / name).stat().st_size > 0
         assert name in done.stdout
     genotype = Genotype.from_json((folder / "genotype.json").read_text())
     assert str(genotype) in done.stdout
     with np.load(folder / "history.npz", allow_pickle=False) as history:
         assert history["alpha/normal"].shape == (4, 3, 8)  # 2 architecture steps of Parent and of Child
+        row = json.loads((folder / "summary.json").read_text())
+        assert row["cell"] == str(genotype) and row["seed"] == 0 and row["seconds"] > 0
+        last = dict(parent_weight_loss=("weight_loss", 1), parent_alpha_loss=("alpha_loss", 1), distance=("distance", 3))
+        last |= dict(child_weight_loss=("weight_loss", 3), child_alpha_loss=("alpha_loss", 3))
+        assert {name: history[quantity][step] for name, (quantity, step) in last.items()}.items() <= row.items()
     assert not list(folder.glob("*.part"))
     assert done.stderr == ""
 
@@ -68,19 +76,90 @@ def test_show_and_train(searched):
 
 
 def test_interrupt_saves_and_the_same_command_goes_on(tmp_path):
-    settings = [*TINY, "--set", "rounds=2", "--set", "steps=8"]
+    longer = [*TINY, "--set", "rounds=2", "--set", "steps=8"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [sys.executable, "-m", "dcpnas_lite", "search", "--out", str(cut), *settings]
+    command = [sys.executable, "-m", "dcpnas_lite", "search", "--out", str(cut), *longer]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (cut / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 130 and "goes on from here" in out, (out, error)
-    assert run("search", "--out", cut, *settings).returncode == 0
-    assert run("search", "--out", whole, *settings).returncode == 0
-    with np.load(cut / "history.npz") as a, np.load(whole / "history.npz") as b:
+    assert run("search", "--out", cut, *longer).returncode == 0
+    assert run("search", "--out", whole, *longer).returncode == 0
+    equal(cut, whole)
+
+
+def equal(first, second):
+    """Bit by bit the same search."""
+    with np.load(first / "history.npz") as a, np.load(second / "history.npz") as b:
         assert set(a) == set(b) and all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
+    assert (first / "genotype.json").read_bytes() == (second / "genotype.json").read_bytes()
+
+
+def table(folder):
+    with open(folder / "searches.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_seeds_are_searched_in_folders_and_collected_in_a_table(searched, tmp_path):
+    single, _ = searched
+    done = run("search", "--seeds", "0,2", "--workers", 2, "--out", tmp_path, *TINY)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    equal(single, tmp_path / "seed-0")
+    assert (single / "config.json").read_bytes() == (tmp_path / "seed-0" / "config.json").read_bytes()
+    assert sorted(p.name for p in single.glob("*.*")) == sorted(p.name for p in (tmp_path / "seed-0").iterdir())
+    first = table(tmp_path)
+    for row in first:
+        written = json.loads((tmp_path / f"seed-{row['seed']}" / "summary.json").read_text())
+        assert row == {name: str(value) for name, value in written.items()}
+        assert sum(line.startswith(f"seed {row['seed']}: {row['cell']}") for line in done.stdout.splitlines()) == 1
+    assert [row["seed"] for row in first] == ["0", "2"] and len(done.stdout.splitlines()) == 3
+    before = (tmp_path / "seed-2" / "history.npz").stat().st_mtime_ns
+    more = run("search", "--seeds", "1-2", "--out", tmp_path, *TINY)  # seed 2 is there already
+    assert more.returncode == 0 and (tmp_path / "seed-2" / "history.npz").stat().st_mtime_ns == before
+    assert [row["seed"] for row in table(tmp_path)] == ["0", "1", "2"] and table(tmp_path)[::2] == first
+    one_line(run("search", "--seeds", "1-2", "--out", tmp_path, *TINY, "--method", "darts"), "seed-0", "other settings")
+
+
+def test_a_seed_that_fails_does_not_stop_the_others(tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "checkpoint.pt").write_text("spoiled")
+    done = run("search", "--seeds", "0,1", "--workers", 1, "--out", tmp_path, *TINY)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert [line.split(":")[1] for line in done.stderr.splitlines()] == [" seed 0", " failed"], done.stderr
+    assert [row["seed"] for row in table(tmp_path)] == ["1"]
+
+
+def test_interrupted_and_killed_seeds_go_on(tmp_path):
+    longer = [*TINY, "--set", "rounds=2", "--set", "steps=8"]
+    out, whole = tmp_path / "all", tmp_path / "whole"
+    command = [sys.executable, "-m", "dcpnas_lite", "search", "--seeds", "0-1", "--out", str(out), *longer]
+
+    def start():
+        """The command, once both workers have written something."""
+        folders = [out / f"seed-{seed}" for seed in (0, 1)]
+        before = [f.stat().st_mtime_ns if (f := folder / "checkpoint.pt").exists() else 0 for folder in folders]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and any(
+            not (f := folder / "checkpoint.pt").exists() or f.stat().st_mtime_ns == t
+            for folder, t in zip(folders, before, strict=True)
+        ):
+            time.sleep(0.02)
+        return process
+
+    process = start()
+    process.send_signal(signal.SIGINT)
+    printed, error = process.communicate(timeout=120)
+    assert process.returncode == 130 and error == "" and "goes on from here" in printed, (printed, error)
+    assert not (out / "seed-0" / "genotype.json").exists() and table(out) == []
+    process = start()
+    process.kill()
+    process.communicate(timeout=20)  # returns once the workers have closed their side of the pipes: they left, too
+    done = run("search", "--seeds", "0-1", "--out", out, *longer)
+    assert done.returncode == 0, done.stderr
+    assert run("search", "--seed", 1, "--out", whole, *longer).returncode == 0
+    equal(out / "seed-1", whole)
 
 
 def one_line(done, *words):
@@ -99,6 +178,11 @@ def one_line(done, *words):
         (["search", "--out", "x", "--set", "nothing=1"], ["NAME=VALUE", "nothing=1"]),
         (["search", "--out", "x", "--set", "absolute=maybe"], ["absolute", "bool", "maybe"]),
         (["search", "--out", "x", "--data", "cifar10", "--root", "nowhere"], ["nowhere"]),
+        (["search", "--out", "x", "--seeds", "3-1"], ["--seeds", "3-1"]),
+        (["search", "--out", "x", "--seeds", "1,,2"], ["--seeds", "1,,2"]),
+        (["search", "--out", "x", "--seeds", "all"], ["--seeds", "all"]),
+        (["search", "--out", "x", "--seeds", "0-1", "--workers", "0"], ["--workers", "at least 1", "0"]),
+        (["search", "--out", "x", "--seeds", "0", "--data", "cifar10", "--root", "nowhere"], ["nowhere"]),
         (["train", "nowhere"], ["nowhere"]),
         (["train", "published", "--epochs", "0"], ["epochs", "at least 1", "0"]),
         (["show", "nowhere"], ["nowhere", "config.json"]),
@@ -114,6 +198,33 @@ def test_wrong_input_gets_one_line(tmp_path, monkeypatch, capsys, args, words):
 def test_foreign_genotype_is_named(tmp_path):
     (tmp_path / "g.json").write_text('{"inputs": 1, "normal": [[["conv_9x9", 0]]]}')
     one_line(run("train", "g.json", cwd=tmp_path), "g.json", "conv_9x9")
+
+
+def test_seed_and_seeds_exclude_each_other(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["search", "--out", "x", "--seed", "1", "--seeds", "0-3"])
+    assert left.value.code == 2 and "not allowed with argument" in capsys.readouterr().err
+
+
+def test_ranges_of_seeds():
+    assert parse_seeds("0-2,7,1") == [0, 1, 2, 7] and parse_seeds("5") == [5] and parse_seeds("3-3") == [3]
+
+
+@pytest.mark.parametrize(
+    ("space", "data", "given", "expected"),
+    [
+        ("micro", "digits", [], SearchConfig(seed=3)),
+        ("paper", "digits", [], SearchConfig(space="paper", seed=3, layers=3, rounds=5, steps=16)),
+        ("paper", "cifar10", [], SearchConfig(space="paper", seed=3, layers=3, rounds=5, steps=48)),
+        ("paper", "fashion_mnist", ["--set", "steps=7", "--method", "darts"],
+         SearchConfig.method("darts", space="paper", seed=3, layers=3, rounds=5, steps=7)),
+    ],
+)  # fmt: skip
+def test_defaults_follow_space_and_data(space, data, given, expected):
+    command = ["search", "--out", "x", "--space", space, "--data", data, "--seed", "3", *given]
+    config, text = settings(parser().parse_args(command))
+    assert config == expected
+    assert json.loads(text) == {"data": data, "root": None, "precision": "float32", "search": dataclasses.asdict(config)}
 
 
 @pytest.mark.parametrize("command", [[], ["search"], ["train"], ["show"], ["equations"], ["microbench"]])

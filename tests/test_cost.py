@@ -15,6 +15,7 @@ from torch import nn
 
 from dcpnas_lite.algorithm import loop
 from dcpnas_lite.algorithm.coupling import one_step_coupling
+from dcpnas_lite.algorithm.distributed import Group
 from dcpnas_lite.algorithm.loop import SearchConfig, search
 from dcpnas_lite.algorithm.objectives import nas_loss
 from dcpnas_lite.data import digits
@@ -89,7 +90,7 @@ def test_memory_does_not_grow_with_the_steps():
 
 def test_soft_targets_of_the_tangent_batches_are_shared_exactly(monkeypatch):
     """A Child phase computes the Parent's logits of a validation batch once, and they are those of the batch."""
-    run = loop._Run(digits(size=8), SearchConfig(channels=2, layers=1, steps=6, warmup=0, batch=8), None, "cpu")
+    run = loop._Run(digits(size=8), SearchConfig(channels=2, layers=1, steps=6, warmup=0, batch=8), None, "cpu", "float32", Group())
     asked = []
     compute = run.soft_targets
     monkeypatch.setattr(run, "soft_targets", lambda x: asked.append(x) or compute(x))

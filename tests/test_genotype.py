@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcpnas_lite.network.discrete import DiscreteNetwork
-from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize
+from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize, random_cell
 from dcpnas_lite.network.operations import OPERATIONS
 from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet
 
@@ -268,3 +269,21 @@ def test_discretized_supernet_and_discrete_network_have_the_same_skeleton():
         assert discrete.cell_types == net.cell_types
         assert [len(c.nodes) for c in discrete.cells] == [space.nodes] * 3
         assert all(len(edges) <= space.keep for cell in discrete.genotype.cells.values() for edges in cell)
+
+
+# -- random cells ---------------------------------------------------------------------------------------------------
+
+
+def test_random_cells_choose_edges_and_operations_with_equal_probability():
+    n = 1000
+    cells = [random_cell(PAPER, seed) for seed in range(n)]
+    assert random_cell(PAPER, 5) == cells[5] and len(set(cells)) == n
+    for t in PAPER.cell_types:
+        edges = [(source, target, name) for c in cells for target, into in enumerate(c.cells[t], 2) for name, source in into]
+        counts, names = Counter(edge[:2] for edge in edges), Counter(edge[2] for edge in edges)
+        for i, j in PAPER.edges:
+            p = 2 / j  # two of the j edges into node j
+            assert abs(counts[i, j] - n * p) <= 5 * (n * p * (1 - p)) ** 0.5
+        assert set(names) == set(OPERATIONS) - {"none"}
+        for count in names.values():
+            assert abs(count - 8 * n / 7) <= 5 * (8 * n / 7 * 6 / 7) ** 0.5

@@ -313,9 +313,9 @@ def test_a_split_smaller_than_the_batch_is_one_batch(data):
 def test_sampled_classes_are_drawn_anew_at_every_step(data, monkeypatch):
     seeds, original = [], loop.tangent_gradient
 
-    def watch(*arguments):
+    def watch(*arguments, **options):
         seeds.append(arguments[-1].initial_seed())
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(loop, "tangent_gradient", watch)
     for seed, rounds in ((0, 2), (1, 1)):

@@ -36,6 +36,7 @@ from ..network.supernet import MICRO, PAPER, Supernet, constant
 from . import backtracking as rules
 from . import checkpoint as checkpoints
 from .coupling import cosine, one_step_coupling
+from .distributed import Group
 from .objectives import cp_nas_loss, kl_gain, nas_loss, network_reconstruction
 from .tangent import distance_slope, fisher_product, hessian_product, tangent_direction, tangent_gradient
 
@@ -45,8 +46,13 @@ if TYPE_CHECKING:
 SPACES = {"micro": MICRO, "paper": PAPER}
 TANGENT_BATCHES = 4  # validation batches whose mean is the Parent's tangent direction of a phase
 
-#: What a space changes in the default configuration.
-SPACE_DEFAULTS = {"micro": {}, "paper": {"layers": 3, "rounds": 5, "steps": 16}}
+#: What a space changes in the default configuration, for every data set or for one (more images want more steps).
+DEFAULTS = {
+    "micro": {},
+    "paper": {"layers": 3, "rounds": 5, "steps": 16},
+    ("paper", "fashion_mnist"): {"steps": 32},
+    ("paper", "cifar10"): {"steps": 48},
+}
 
 #: What each method changes in the default configuration.
 METHODS = {
@@ -131,6 +137,14 @@ class SearchConfig:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
         return cls(**(METHODS[name] | changes))
 
+    @classmethod
+    def defaults(cls, space: str, data: str = "digits", method: str = "dcp-nas", **changes) -> SearchConfig:
+        """What the command line searches by: the configuration of a method in a space on a data set, with further changes.
+
+        See `DEFAULTS`; a data set without an entry there gets that of the space.
+        """
+        return cls.method(method, **{"space": space} | DEFAULTS.get(space, {}) | DEFAULTS.get((space, data), {}) | changes)
+
     def rule(self) -> rules.Rule:
         """The backtracking rule this configuration names."""
         if self.backtracking == "learned":
@@ -160,6 +174,7 @@ class SearchResult:
     """What a search returns.
 
     alphas: final α per cell type, (E, M). history: NumPy arrays with one entry per architecture step, see `search`.
+    seconds: time taken, up to the checkpoint included where the search was resumed.
     """
 
     genotype: Genotype
@@ -192,11 +207,13 @@ def search(
     checkpoint: str | os.PathLike | None = None,
     save_every: int = 10,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> SearchResult:
     """Run Algorithm 10 on `data`. The same seed on the same machine gives the identical result.
 
     backtracking: any rule in place of the one `config` names. callback: called after every step; True stops the search.
     checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from.
+    precision: "float32", or "bfloat16" for the forward passes (see `network.precision`); α, losses and tangents stay float32.
 
     history has, per architecture step: `network` (0 Parent, 1 Child), `weight_loss`, `alpha_loss`, `distance` (D, nan in the
     Parent), and per cell type `alpha/T` (E, M) and, where the rule has one, `psi/T`. With `measure_every`, at the steps
@@ -204,18 +221,26 @@ def search(
     share of ‖C‖² that ψ of each of `SHAPES` can carry), `gradient_ratio` ‖C‖/‖∂L/∂α‖, and `trust` (cosine of −F v with H_G v;
     nan in the Parent).
 
+    Where torch.distributed is initialised (and `device` is this process's own), its processes share the search: each takes its
+    part of every batch, process 0 reads and writes the checkpoint and shows the progress, and all return the same result. They
+    stop together where the callback of one returns True.
+
     Raises FloatingPointError where a loss is no longer finite, SearchStopped where the callback returns True, ValueError for
-    a checkpoint of another configuration or of other data, FileNotFoundError for one in a folder that does not exist.
+    a checkpoint of another configuration, precision or other data or for a batch that the processes cannot share equally,
+    FileNotFoundError for a checkpoint in a folder that does not exist, RuntimeError where α or ψ̃ differ between processes.
     """
-    started = time.perf_counter()
     if save_every < 1:
         raise ValueError(f"save_every: expected at least 1 step, got {save_every!r}")
+    group = Group.current(torch.device(device))
+    if group.rank > 0:
+        checkpoint = None
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise FileNotFoundError(f"{checkpoint}: expected a file in an existing folder, {Path(checkpoint).parent} is none")
-    run = _Run(data, config or SearchConfig(), backtracking, device)
-    if checkpoint is not None and Path(checkpoint).exists():
-        run.restore(checkpoints.load(checkpoint), str(checkpoint))
-    bar = tqdm(total=run.total, initial=run.done, disable=not progress, unit="step")
+    run = _Run(data, config or SearchConfig(), backtracking, device, precision, group)
+    saved = group.first(checkpoints.read(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None)
+    if saved is not None:
+        run.restore(checkpoints.parse(saved, checkpoint), str(checkpoint))
+    bar = tqdm(total=run.total, initial=run.done, disable=not progress or group.rank > 0, unit="step")
     with bar:
         while run.done < run.total:
             try:
@@ -226,13 +251,13 @@ def search(
                 raise FloatingPointError(f"step {run.done}: {error}; {last}") from None
             bar.update()
             bar.set_postfix_str(f"{event.network} {event.loss:.3f} | {_short(run.genotype())}", refresh=False)
-            stop = callback is not None and callback(event)
+            stop = group.any(callback is not None and bool(callback(event)))
             if checkpoint is not None and (stop or run.done % save_every == 0 or run.done == run.total):
                 checkpoints.save(checkpoint, run.state())
             if stop:
                 raise SearchStopped(f"stopped after step {run.done} of {run.total}")
     alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
-    return SearchResult(run.genotype(), alphas, run.arrays(), time.perf_counter() - started)
+    return SearchResult(run.genotype(), alphas, run.arrays(), run.seconds())
 
 
 def _short(genotype: Genotype) -> str:
@@ -242,8 +267,10 @@ def _short(genotype: Genotype) -> str:
 class _Run:
     """The state of a search between two steps."""
 
-    def __init__(self, data: Data, config: SearchConfig, rule: rules.Rule | None, device: str):
-        self.data, self.config, self.device = data, config, torch.device(device)
+    def __init__(self, data: Data, config: SearchConfig, rule: rules.Rule | None, device: str, precision: str, group: Group):
+        self.started, self.earlier = time.perf_counter(), 0.0  # seconds before a resumption
+        self.precision = precision
+        self.data, self.config, self.device, self.group = data, config, torch.device(device), group
         self.space = SPACES[config.space]
         self.phases = ("parent", "child") if config.networks == "both" else (config.networks,)
         self.rule = config.rule() if rule is None else rule
@@ -251,20 +278,28 @@ class _Run:
         self.history: list[dict] = []
         self.tangent: list[Tensor] | None = None  # ∂f̃^P/∂α of the current Child phase
         self.soft: list[Tensor] = []  # the Parent's logits of the validation batches that its tangent was taken on
-        self.networks, self.weight_optimizers, self.alpha_optimizers = {}, {}, {}
+        self.networks, self.wrapped, self.weight_optimizers, self.alpha_optimizers = {}, {}, {}, {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             for name in self.phases:
                 net = Supernet(
                     self.space, config.channels, config.layers, len(data.classes), data.channels, binary=name == "child"
                 ).to(self.device)
-                self.networks[name] = net
+                net.set_precision(precision)
+                self.networks[name], self.wrapped[name] = net, group.wrap(net, net.alphas())
                 self.weight_optimizers[name] = torch.optim.Adam(net.weights(), lr=config.weight_lr)
                 self.alpha_optimizers[name] = torch.optim.Adam(
                     net.alphas(), lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
                 )
+        for split in (data.train, data.validation):
+            size = min(config.batch, len(split))
+            if size % group.size:
+                raise ValueError(f"batch: expected a multiple of the {group.size} processes, got {size} images")
 
     # -- where we are -------------------------------------------------------------------------------------------------
+
+    def seconds(self) -> float:
+        return self.earlier + time.perf_counter() - self.started
 
     @property
     def last_network(self) -> Supernet:
@@ -279,11 +314,14 @@ class _Run:
         return phase // len(self.phases), self.phases[phase % len(self.phases)], k
 
     def batch(self, split: str, n: int, salt: int) -> tuple[Tensor, Tensor]:
-        """The n-th batch of a network's stream: a function of the seed alone, so that a resumed run sees the same."""
+        """The n-th batch of a network's stream, this process's part of it.
+
+        It is a function of the seed alone, so that a resumed run sees the same.
+        """
         source = getattr(self.data, split)
         size = min(self.config.batch, len(source))
         epoch, k = divmod(n, len(source) // size)
-        x, y = source[batches(source, size, 2 * self.config.seed + salt, epoch, drop_last=True)[k]]
+        x, y = source[self.group.part(batches(source, size, 2 * self.config.seed + salt, epoch, drop_last=True)[k])]
         return x.to(self.device), y.to(self.device)
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -316,7 +354,8 @@ class _Run:
             with constant(parent.weights()):
                 outputs.append(parent(x))
             directions.append(tangent_direction(outputs[-1], y, parent.alphas()))
-        return [torch.stack(parts).mean(0) for parts in zip(*directions, strict=True)], [o.detach() for o in outputs]
+        mean = self.group.mean([torch.stack(parts).mean(0) for parts in zip(*directions, strict=True)])
+        return mean, [o.detach() for o in outputs]
 
     def soft_targets(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -328,14 +367,18 @@ class _Run:
         for group in optimizer.param_groups:
             group["lr"] = cosine_lr
         with constant(net.alphas()):
-            loss = self.weight_loss(name, train, self.soft_targets(train[0]) if teach else None)(net)
-        _finite(f"the {name}'s weight loss", loss)
+            loss = self.weight_loss(name, train, self.soft_targets(train[0]) if teach else None)(self.wrapped[name])
+        (mean_loss,) = self.group.mean([loss])
+        _finite(f"the {name}'s weight loss", mean_loss)
         optimizer.zero_grad()
-        for w, g in zip(net.weights(), torch.autograd.grad(loss, net.weights()), strict=True):
-            w.grad = g
+        if self.group.size > 1:
+            self.group.backward(loss, net.weights())
+        else:
+            for w, g in zip(net.weights(), torch.autograd.grad(loss, net.weights()), strict=True):
+                w.grad = g
         torch.nn.utils.clip_grad_norm_(net.weights(), 5.0)
         optimizer.step()
-        return loss.item()
+        return mean_loss.item()
 
     def weight_loss(self, name: str, batch: tuple[Tensor, Tensor], soft: Tensor | None) -> Callable[..., Tensor]:
         """L of the weight step as a function of the network: L_NAS, −G + μ L_R, or, without a Parent, L_NAS + μ L_R."""
@@ -358,13 +401,15 @@ class _Run:
                     value.append(kl_gain(logits, soft))
                     return value[-1]
                 d, gradient, tangent_term = tangent_gradient(
-                    lambda a: net(x, a), gain, alphas, self.tangent, config.curvature, config.distance, len(x), generator
+                    lambda a: net(x, a), gain, alphas, self.tangent, config.curvature, config.distance, len(x), generator,
+                    group=self.group,
                 )
                 loss, d = -value[0], d.item()
                 gradient = [-g + config.lam * t for g, t in zip(gradient, tangent_term, strict=True)]
             else:
                 loss = -kl_gain(net(x), soft) if teach else nas_loss(net(x), y)
-                gradient = list(torch.autograd.grad(loss, alphas))
+                gradient = self.group.mean(torch.autograd.grad(loss, alphas))
+        (loss,) = self.group.mean([loss])
         _finite(f"the {name}'s architecture loss", loss, *gradient)
         before = [a.detach().clone() for a in alphas]
         for a, g in zip(alphas, gradient, strict=True):
@@ -391,12 +436,13 @@ class _Run:
             with torch.no_grad():
                 a.copy_(corrected)
         _finite(f"the {name}'s α", *alphas)
+        psi = {t: p for t in net.alpha if (p := getattr(self.rule, "psi", {}).get(f"{name}/{t}")) is not None}
+        self.group.check_same(f"step {self.done}: the {name}'s α and ψ̃", [*alphas, *psi.values()])
         record = {"alpha_loss": loss.item(), "distance": d}
         for cell_type, a in net.alpha.items():
             record[f"alpha/{cell_type}"] = a.detach().cpu().clone()
-            psi = getattr(self.rule, "psi", {}).get(f"{name}/{cell_type}")
-            if psi is not None:
-                record[f"psi/{cell_type}"] = psi.expand_as(a).detach().cpu().clone()
+            if cell_type in psi:
+                record[f"psi/{cell_type}"] = psi[cell_type].expand_as(a).detach().cpu().clone()
         if config.measure_every and index % config.measure_every == 0:
             coupling(0)
             corrections = [a.detach() - b for a, b in zip(alphas, after, strict=True)]
@@ -408,8 +454,9 @@ class _Run:
     def coupling(self, name: str, train: tuple, validation: tuple, alphas: list[Tensor]) -> list[Tensor]:
         """C of one weight step of size weight_lr by plain gradient descent, at α = `alphas` (see `one_step_coupling`).
 
-        The architecture loss is L_NAS for the Parent and −G for the Child.
+        The architecture loss is L_NAS for the Parent and −G for the Child. Every process measures on the whole batches.
         """
+        train, validation = ([self.group.whole(t) for t in batch] for batch in (train, validation))
         net, teach = self.networks[name], name == "child" and "parent" in self.networks
         soft = [self.soft_targets(x) if teach else None for x in (train[0], validation[0])]
 
@@ -438,6 +485,7 @@ class _Run:
             record[f"coupling_cosine/{cell_type}"] = cosine([correction], [-c])
             record[f"captured/{cell_type}"] = torch.tensor([trace.captured(c, alpha, shape) for shape in rules.SHAPES])
         if soft is not None:
+            x, soft = self.group.whole(x), self.group.whole(soft)
             leaves = [a.clone().requires_grad_() for a in alphas]
             gain = kl_gain(net(x, leaves), soft)
             g = list(torch.autograd.grad(gain, leaves, retain_graph=True))
@@ -459,6 +507,8 @@ class _Run:
         return {
             "config": self.config.to_json(),
             "data": self.fingerprint(),
+            "precision": self.precision,
+            "seconds": self.seconds(),
             "done": self.done,
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "weight_optimizers": {name: o.state_dict() for name, o in self.weight_optimizers.items()},
@@ -472,7 +522,9 @@ class _Run:
             raise ValueError(f"{path}: expected a checkpoint of this configuration, got one of another")
         if state["data"] != self.fingerprint():
             raise ValueError(f"{path}: expected a checkpoint of this data ({self.data.name}), got one of other images")
-        self.done, self.history = state["done"], state["history"]
+        if state["precision"] != self.precision:
+            raise ValueError(f"{path}: expected a checkpoint in {self.precision}, got one in {state['precision']}")
+        self.done, self.history, self.earlier = state["done"], state["history"], state["seconds"]
         for kind in ("networks", "weight_optimizers", "alpha_optimizers"):
             for name, part in getattr(self, kind).items():
                 part.load_state_dict(state[kind][name])

@@ -21,6 +21,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from .distributed import ALONE, Group
 from .objectives import nas_loss
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def tangent_gradient(
     kind: str = "F",
     images: int = 0,
     generator: torch.Generator | None = None,
+    group: Group = ALONE,
 ) -> tuple[Tensor, Tangent, Tangent]:
     """(D, ∂G/∂α̂, ∇_α̂ D) on one batch (Eqs. 4.31, 4.33); gain maps the Child's logits to G (mean over the batch).
 
@@ -112,17 +114,19 @@ def tangent_gradient(
     `generator`. BatchNorm couples the images of a batch: a score is then the derivative with respect to that image's copy,
     and the scores still sum to the batch's gradient. The scores take a second backward pass through the same graph; a forward
     and a backward pass of a quarter of the batch alone follow H_G v about as well, and are no cheaper in a small supernet.
+
+    Where each process of a `group` has its part of the batch, the results are those of the whole batch, and alike in all.
     """
     if curvature == "sampled":
         copies = [a.detach().expand(images, *a.shape).clone().requires_grad_() for a in alphas]
         out = logits(copies)
-        gradient = [c.sum(0) for c in torch.autograd.grad(gain(out), copies, retain_graph=True)]
-        drawn = torch.multinomial(out.detach().softmax(1), 1, generator=generator).squeeze(1)
+        gradient = group.mean([c.sum(0) for c in torch.autograd.grad(gain(out), copies, retain_graph=True)])
+        drawn = group.part(torch.multinomial(group.whole(out.detach().softmax(1)), 1, generator=generator).squeeze(1))
         scores = torch.autograd.grad(-nas_loss(out, drawn) * images, copies)
         slope = distance_slope(gradient, parent, kind)
-        return distance(gradient, parent, kind), gradient, [-t for t in scores_product(scores, slope)]
+        return distance(gradient, parent, kind), gradient, group.mean([-t for t in scores_product(scores, slope)])
     value = gain(logits(alphas))
-    gradient = list(torch.autograd.grad(value, alphas, retain_graph=curvature == "hessian"))
+    gradient = group.mean(torch.autograd.grad(value, alphas, retain_graph=curvature == "hessian"))
     slope = distance_slope(gradient, parent, kind)
     if curvature == "hessian":
         product = hessian_product(value, alphas, slope)
@@ -132,4 +136,4 @@ def tangent_gradient(
         product = [-t for t in rank_one_product(gradient, slope)]
     else:
         raise ValueError(f"curvature: expected 'hessian', 'gauss_newton', 'sampled' or 'rank_one', got {curvature!r}")
-    return distance(gradient, parent, kind), gradient, product
+    return distance(gradient, parent, kind), gradient, group.mean(product)

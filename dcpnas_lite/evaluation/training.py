@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training recipe: Adam, cosine schedule from `lr` to 0, no augmentation. A wrong value raises ValueError.
+    """The training recipe: Adam, cosine schedule from `lr` to 0. A wrong value raises ValueError.
+
+    There is no augmentation, cutout or drop-path, on purpose: these networks are small and trained briefly, and each would be
+    one more strength to choose.
 
     channels, layers: of the network. epochs, batch: passes and images a step. seed: of the initial weights and the order.
     """
@@ -66,11 +69,13 @@ def train(
     config: TrainConfig | None = None,
     progress: bool = False,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> TrainResult:
     """Build the network of `genotype` (bits 1: 1-bit, 32: real-valued), train it on data.train, evaluate it.
 
-    The same arguments on the same machine give the identical result. Raises ValueError for other `bits`, FloatingPointError
-    where the loss is no longer finite.
+    The same arguments on the same machine give the identical result. `precision` is "float32", or "bfloat16" for the forward
+    passes, the evaluation's included (see `network.precision`). Raises ValueError for other `bits` or another precision,
+    FloatingPointError where the loss is no longer finite.
     """
     if bits not in (1, 32):
         raise ValueError(f"bits: expected 1 or 32, got {bits!r}")
@@ -81,6 +86,7 @@ def train(
         network = DiscreteNetwork(
             genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1
         ).to(device)
+    network.set_precision(precision)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     size = min(config.batch, len(data.train))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * (len(data.train) // size))

@@ -88,7 +88,7 @@ class _ScaledPReLU(torch.autograd.Function):
             tangent = tangent + d_beta.view(1, -1, 1, 1) * (above + slope * (count - above))
         if d_slope is not None:
             tangent = tangent + d_slope.view(1, -1, 1, 1) * beta * (count - above)
-        return tangent
+        return tangent.to(count.dtype)  # as autocast has it
 
 
 def _positive(grad: Tensor, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from .operations import OPERATIONS
@@ -122,6 +123,12 @@ def discretize(space: Space, alphas: Mapping[str, Float[Tensor, "E M"]]) -> Geno
             nodes.append(tuple((space.operations[candidates[choice[e].item()]], space.edges[e][0]) for e in kept))
         cells[cell_type] = tuple(nodes)
     return Genotype(space.inputs, **cells)
+
+
+def random_cell(space: Space, seed: int) -> Genotype:
+    """A cell drawn at random: every choice of kept edges, and of operations other than `none`, is equally likely."""
+    generator, shape = torch.Generator().manual_seed(seed), (len(space.edges), len(space.operations))
+    return discretize(space, {t: torch.randn(shape, generator=generator) for t in space.cell_types})
 
 
 #: The cell in the authors' public code, which retrains it but does not contain the search that found it.

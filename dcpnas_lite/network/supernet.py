@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .operations import OPERATIONS, FactorizedReduce, Operation, convolution, norm, operation
+from .precision import MixedPrecision
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -72,7 +73,7 @@ MICRO = Space("micro", inputs=1, nodes=2, cell_types=("normal",))
 PAPER = Space("paper", inputs=2, nodes=4, cell_types=("normal", "reduce"))
 
 
-class Skeleton(nn.Module):
+class Skeleton(MixedPrecision):
     """Stem, a chain of cells, classifier: what a supernet and a discrete network have in common.
 
     The resolution is halved and the channels are doubled at layers ⌊L/3⌋ and ⌊2L/3⌋ (never at layer 0): by a reduction cell
