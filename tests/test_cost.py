@@ -90,7 +90,8 @@ def test_memory_does_not_grow_with_the_steps():
 
 def test_soft_targets_of_the_tangent_batches_are_shared_exactly(monkeypatch):
     """A Child phase computes the Parent's logits of a validation batch once, and they are those of the batch."""
-    run = loop._Run(digits(size=8), SearchConfig(channels=2, layers=1, steps=6, warmup=0, batch=8), None, "cpu", "float32", Group())
+    config = SearchConfig(channels=2, layers=1, steps=6, warmup=0, batch=8)
+    run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
     asked = []
     compute = run.soft_targets
     monkeypatch.setattr(run, "soft_targets", lambda x: asked.append(x) or compute(x))
