@@ -1,10 +1,13 @@
 """The supernet beside the plain loop it must equal: time of a weight step and of an α step, peak memory, one thread.
 
-    python benchmarks/supernet.py [--repeats 9]
+    python benchmarks/supernet.py [--out FOLDER] [--repeats 7]
 
 Both are timed in turn within one run, so that a ratio of medians does not depend on what else the machine does.
 The plain supernet computes every operation of every edge on its own, in torch's default memory format, with dilation left
-to the convolution.
+to the convolution, torch's PReLU, and a graph for α and the weights alike; the fast one takes what a step does not train as
+constant, as the search does.
+
+supernet.csv: network, figure, plain, fast (medians in seconds, peak memory of a weight step in MiB), ratio (plain / fast).
 """
 
 from __future__ import annotations
@@ -13,17 +16,18 @@ import argparse
 import copy
 import multiprocessing
 import re
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from method import table, timed  # beside this script
 from torch import Tensor, nn
 
+import dcpnas_lite
 from dcpnas_lite.algorithm.objectives import nas_loss
 from dcpnas_lite.network.binarize import BinaryConv2d, Sign, SignedLayer
 from dcpnas_lite.network.operations import Dilated
-from dcpnas_lite.network.supernet import PAPER, MixedCell, Supernet
+from dcpnas_lite.network.supernet import PAPER, MixedCell, Supernet, constant
 
 
 class PlainCell(MixedCell):
@@ -73,12 +77,18 @@ def dilated(module: Dilated) -> nn.Module:
     return conv
 
 
+def step(net: Supernet, trained: list, others: list, x: Tensor, y: Tensor) -> None:
+    """The gradient of a step; the fast supernet takes the parameters of the other group as constant."""
+    with constant(() if isinstance(net.cells[0], PlainCell) else others):
+        torch.autograd.grad(nas_loss(net(x), y), trained)
+
+
 def weight_step(net: Supernet, x: Tensor, y: Tensor) -> None:
-    torch.autograd.grad(nas_loss(net(x), y), net.weights())
+    step(net, net.weights(), net.alphas(), x, y)
 
 
 def alpha_step(net: Supernet, x: Tensor, y: Tensor) -> None:
-    torch.autograd.grad(nas_loss(net(x), y), net.alphas())
+    step(net, net.alphas(), net.weights(), x, y)
 
 
 def problem(binary: bool, batch: int = 32) -> tuple[Supernet, Tensor, Tensor]:
@@ -104,23 +114,18 @@ def status(field: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(dcpnas_lite.__file__).parent / "tables", help="folder of the table")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    print("network  figure        plain   fast   plain/fast")
+    rows = []
     for binary in (False, True):
         net, x, y = problem(binary)
-        reference, name = plain(net), "Child" if binary else "Parent"
-        for label, step in (("weight step", weight_step), ("α step", alpha_step)):
-            times: dict[int, list[float]] = {0: [], 1: []}
-            for _ in range(repeats + 1):
-                for which, candidate in enumerate((reference, net)):
-                    start = time.perf_counter()
-                    step(candidate, x, y)
-                    times[which].append(time.perf_counter() - start)
-            a, b = (statistics.median(times[which][1:]) for which in (0, 1))
-            print(f"{name:8} {label:12} {a:6.2f} s {b:6.2f} s {a / b:6.2f}", flush=True)
+        candidates, name = {"plain": plain(net), "fast": net}, "Child" if binary else "Parent"
+        for label, run in (("weight step", weight_step), ("α step", alpha_step)):
+            seconds = timed({k: partial(run, c, x, y) for k, c in candidates.items()}, options.repeats)
+            rows.append([name, label, *seconds.values(), seconds["plain"] / seconds["fast"]])
         memory = []
         for is_plain in (True, False):
             queue = context.Queue()
@@ -128,7 +133,8 @@ def main() -> None:
             process.start()
             memory.append(queue.get())
             process.join()
-        print(f"{name:8} peak memory  {memory[0]:5.0f} MiB {memory[1]:4.0f} MiB {memory[0] / memory[1]:5.2f}", flush=True)
+        rows.append([name, "peak memory", *memory, memory[0] / memory[1]])
+    table(options.out / "supernet.csv", "network figure plain fast ratio", rows)
 
 
 if __name__ == "__main__":

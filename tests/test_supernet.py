@@ -12,7 +12,7 @@ from torch import nn
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype
 from dcpnas_lite.network.operations import OPERATIONS
-from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet, constant
+from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet
 
 # (space, layers, image size, binary); with 2 or more layers PAPER has normal and reduction cells
 NETWORKS = [(MICRO, 3, 8, False), (MICRO, 3, 8, True), (PAPER, 2, 4, False), (PAPER, 3, 8, True)]
@@ -134,44 +134,6 @@ def test_one_copy_of_alpha_per_image(space, binary):
         assert part.shape == (3, *gradient.shape)
         torch.testing.assert_close(part.sum(0), gradient, rtol=0, atol=1e-12)
         assert not torch.allclose(part[0], part[1])
-
-
-@pytest.mark.parametrize("binary", [False, True])
-def test_constants_leave_the_other_gradients_as_they_are_and_cost_nothing(binary):
-    net, x = build(MICRO, 2, binary), images(3, 1, 8, 8)
-    upstream = images(3, 3, seed=1)
-    for wanted, fixed in ((net.weights(), net.alphas()), (net.alphas(), net.weights())):
-        kept = []
-        for parameters in ([], fixed):
-            sizes = {}
-            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
-                with constant(parameters):
-                    out = net(x)
-            kept.append(sum(sizes.values()))
-            gradients = torch.autograd.grad(out, wanted, upstream)
-            if parameters:
-                for got, want in zip(gradients, all_gradients, strict=True):
-                    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-            all_gradients = gradients
-        assert kept[1] < 0.95 * kept[0]
-        assert all(p.requires_grad for p in net.parameters())
-    with pytest.raises(RuntimeError, match="stop"), constant(net.weights()):
-        raise RuntimeError("stop")
-    assert all(p.requires_grad for p in net.parameters())
-
-
-def test_memory_grows_linearly_in_layers():
-    """What one step keeps for its backward pass, in bytes: the same for every further cell of the same size."""
-    kept = []
-    for layers in (2, 3, 4, 5):
-        net, sizes = Supernet(dataclasses.replace(MICRO, nodes=1), channels=2, layers=layers, binary=True), {}
-        net.cells = nn.ModuleList([net.cells[0]] + [net.cells[0]] * (layers - 1))
-        net.preprocess = nn.ModuleList([net.preprocess[0]] * layers)
-        net.classifier = nn.Linear(2, 10)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
-            net(torch.randn(4, 1, 8, 8))
-        kept.append(sum(sizes.values()))
-    assert kept[0] > 0 and kept[1] - kept[0] == kept[2] - kept[1] == kept[3] - kept[2] > 0
 
 
 def test_other_alphas_stand_in_for_the_networks_own():

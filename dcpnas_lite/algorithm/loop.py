@@ -37,7 +37,7 @@ from . import backtracking as rules
 from . import checkpoint as checkpoints
 from .coupling import cosine, one_step_coupling
 from .distributed import Group
-from .objectives import binary_pairs, cp_nas_loss, kl_gain, nas_loss, reconstruction_loss
+from .objectives import cp_nas_loss, kl_gain, nas_loss, network_reconstruction
 from .tangent import distance_slope, fisher_product, hessian_product, tangent_direction, tangent_gradient
 
 if TYPE_CHECKING:
@@ -386,7 +386,7 @@ class _Run:
             data_loss = nas_loss(net(batch[0]), batch[1]) if soft is None else -kl_gain(net(batch[0]), soft)
             if name == "parent" or self.config.mu == 0:
                 return data_loss
-            return cp_nas_loss(-data_loss, reconstruction_loss(binary_pairs(self.networks[name])), self.config.mu)
+            return cp_nas_loss(-data_loss, network_reconstruction(self.networks[name]), self.config.mu)
         return loss
 
     def alpha_step(self, name: str, train: tuple, validation: tuple, teach: bool, n: int) -> dict:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.binarize import BinaryConv2d, reconstruction_error
+from ..network.binarize import BinaryConv2d, reconstruction_error, scale
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -33,17 +33,24 @@ def kl_gain(child_logits: Float[Tensor, "N n"], parent_logits: Float[Tensor, "N 
 
 
 def reconstruction_loss(pairs: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, ""]:
-    """L_R summed over (w, β) pairs (Eq. 4.23); those of one shape are computed as one."""
-    shapes: dict[torch.Size, list] = {}
-    for w, beta in pairs:
-        shapes.setdefault(w.shape, []).append((w, beta))
-    groups = [map(torch.cat, zip(*group, strict=True)) for group in shapes.values()]
-    return torch.stack([reconstruction_error(*group) for group in groups]).sum()
+    """L_R summed over (w, β) pairs (Eq. 4.23)."""
+    return torch.stack([reconstruction_error(w, beta) for w, beta in pairs]).sum()
 
 
 def binary_pairs(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """(w, β) of every 1-bit convolution of a network, in module order."""
     return [(m.weight, m.beta()) for m in network.modules() if isinstance(m, BinaryConv2d)]
+
+
+def network_reconstruction(network: nn.Module) -> Tensor:
+    """L_R of a network whose scales are all β = mean |w|: reconstruction_loss(binary_pairs(network)), the convolutions of
+    one shape computed as one."""
+    shapes: dict[torch.Size, list[Tensor]] = {}
+    for module in network.modules():
+        if isinstance(module, BinaryConv2d):
+            shapes.setdefault(module.weight.shape, []).append(module.weight)
+    groups = [torch.cat(group) for group in shapes.values()]
+    return torch.stack([reconstruction_error(w, scale(w)) for w in groups]).sum()
 
 
 def cp_nas_loss(gain: Tensor, reconstruction: Tensor, mu: float) -> Tensor:

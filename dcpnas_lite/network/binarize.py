@@ -40,7 +40,8 @@ class _Sign(torch.autograd.Function):
 
 
 def _sign(x: Tensor) -> Tensor:
-    return x.clamp(-1, 0).floor_().mul_(2).add_(1)  # −1 or 0, then −1 or +1; unlike torch.sign it keeps NaN
+    low = x.clamp(-1, 0).floor_()  # −1 or 0; unlike torch.sign it keeps NaN
+    return torch.add(torch.ones((), dtype=x.dtype, device=x.device), low, alpha=2, out=low)
 
 
 def _window(grad: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,219 @@
+"""What an iteration of the method costs: beside DARTS, part by part, by curvature, and as the supernet grows. One thread.
+
+    python benchmarks/method.py [--out FOLDER] [--repeats 7]
+
+Everything within a table is timed in turn in one run, so that a ratio of medians does not depend on what else the machine
+does. An iteration is one weight step and one architecture step of each network, taken by the search itself; what happens
+once a phase counts with its share of a step.
+
+method-cost.csv: group, name, seconds (median), ratio. In the group "iteration" the ratio is to first-order DARTS on the same
+supernet and batch; in "part" it is the share of the DCP-NAS iteration; in "curvature" it is the gradient of −G + λ D over
+that of −G alone.
+scaling.csv: what (channels, layers, batch or edges), its value, the seconds of an iteration of DARTS and of DCP-NAS, what the
+Child's weight step keeps for its backward pass in MiB, and for each of these the exponent fitted on a log-log scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+import dcpnas_lite
+from dcpnas_lite.__main__ import write
+from dcpnas_lite.algorithm import backtracking, loop
+from dcpnas_lite.algorithm.distributed import Group
+from dcpnas_lite.algorithm.objectives import kl_gain, nas_loss, network_reconstruction
+from dcpnas_lite.algorithm.tangent import tangent_gradient
+from dcpnas_lite.data import digits
+from dcpnas_lite.network.binarize import BinaryConv2d
+from dcpnas_lite.network.supernet import MICRO, Supernet, constant
+
+LATER = loop.TANGENT_BATCHES  # a step whose soft targets the tangent direction has not computed already
+GROWTH = {"channels": (4, 8, 16, 32), "layers": (3, 6, 9, 12), "batch": (16, 32, 64, 128), "edges": (1, 3, 6, 10)}
+
+
+def timed(tasks: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Median seconds of each task, taken in turn; the first round does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def unrolled_gradient(net: Supernet, train: tuple, validation: tuple, step: float) -> list[torch.Tensor]:
+    """dL(w − ξ ∇_w L, α)/∂α exactly: second-order DARTS without its finite difference."""
+    names = [name for name, _ in net.named_parameters() if not name.startswith("alpha.")]
+    slopes = torch.autograd.grad(nas_loss(net(train[0]), train[1]), net.weights(), create_graph=True)
+    moved = {name: w - step * g for name, w, g in zip(names, net.weights(), slopes, strict=True)}
+    return list(torch.autograd.grad(nas_loss(functional_call(net, moved, validation[0]), validation[1]), net.alphas()))
+
+
+class Iteration:
+    """A search of the given configuration, held at one step of its Child phase."""
+
+    def __init__(self, **changes):
+        config = loop.SearchConfig(warmup=0, **changes)
+        self.run = loop._Run(digits(), config, None, "cpu", "float32", Group())
+        self.train, self.validation = self.run.batch("train", LATER, 0), self.run.batch("validation", LATER, 1)
+        self.parent, self.child = self.run.networks["parent"], self.run.networks["child"]
+        self.soft_targets = self.run.soft_targets(self.validation[0])
+        self.phase()
+
+    def phase(self) -> None:
+        """What happens once in a Child phase."""
+        self.run.tangent, self.run.soft = self.run.parent_tangent(0)
+
+    def weights(self, name: str) -> None:
+        self.run.weight_step(name, self.train, name == "child", LATER)
+
+    def alphas(self, name: str) -> None:
+        self.run.alpha_step(name, self.train, self.validation, name == "child", LATER)
+
+    def darts(self) -> None:
+        """The architecture step of DARTS: the Parent's, without backtracking."""
+        rule, self.run.rule = self.run.rule, backtracking.no_backtracking
+        self.alphas("parent")
+        self.run.rule = rule
+
+    def steps(self) -> dict[str, Callable]:
+        return {
+            "Parent w": lambda: self.weights("parent"),
+            "Parent α": lambda: self.alphas("parent"),
+            "DARTS α": self.darts,
+            "Child w": lambda: self.weights("child"),
+            "Child α": lambda: self.alphas("child"),
+            "phase": self.phase,
+            "soft targets": lambda: self.run.soft_targets(self.train[0]),
+        }
+
+    def per_step(self, seconds: dict[str, float]) -> float:
+        """Seconds of what a phase does once, for each of its steps: the tangent direction, less the soft targets it saves."""
+        steps = self.run.config.steps
+        return (seconds["phase"] - min(LATER, steps) * seconds["soft targets"]) / steps
+
+    def total(self, seconds: dict[str, float]) -> float:
+        """Seconds of an iteration."""
+        return sum(seconds[name] for name in ("Parent w", "Parent α", "Child w", "Child α")) + self.per_step(seconds)
+
+    def backtrack(self) -> None:
+        for cell_type, alpha in self.child.alpha.items():
+            a, norms = alpha.detach(), backtracking.weight_norms(self.child, cell_type)
+            self.run.rule(backtracking.ArchitectureStep("child", cell_type, LATER, a, a, a, norms, lambda a=a: a))
+
+    def tangent(self, curvature: str) -> None:
+        """The gradient of −G + λ D, or with curvature "none" that of −G alone."""
+        x, soft, generator = self.validation[0], self.soft_targets, torch.Generator().manual_seed(0)
+        with constant(self.child.weights()):
+            if curvature == "none":
+                torch.autograd.grad(-kl_gain(self.child(x), soft), self.child.alphas())
+            else:
+                tangent_gradient(
+                    lambda alphas: self.child(x, alphas), lambda out: kl_gain(out, soft), self.child.alphas(), self.run.tangent,
+                    curvature, "F", len(x), generator,
+                )  # fmt: skip
+
+
+def cost(repeats: int) -> list[list]:
+    """The rows of method-cost.csv, on the space of the source with the default search on the digits."""
+    it = Iteration(space="paper", **loop.SPACE_DEFAULTS["paper"])
+    binary = [m.weight for m in it.child.modules() if isinstance(m, BinaryConv2d)]
+    step = it.run.config.weight_lr
+    seconds = timed(
+        it.steps()
+        | {
+            "second order": lambda: unrolled_gradient(it.parent, it.train, it.validation, step),
+            "L_R": lambda: torch.autograd.grad(network_reconstruction(it.child), binary),
+            "backtracking": it.backtrack,
+        }
+        | {c: lambda c=c: it.tangent(c) for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")},
+        repeats,
+    )
+    darts, total = seconds["Parent w"] + seconds["DARTS α"], it.total(seconds)
+    iterations = {
+        "DARTS, first order": darts,
+        "DARTS, second order": seconds["Parent w"] + seconds["second order"],
+        "DCP-NAS": total,
+    }
+    tangent = seconds["sampled"] - seconds["none"]
+    parts = {
+        "Parent w": seconds["Parent w"],
+        "Parent α": seconds["DARTS α"],
+        "soft targets": 2 * seconds["soft targets"],
+        "Child w": seconds["Child w"] - seconds["soft targets"] - seconds["L_R"],
+        "L_R": seconds["L_R"],
+        "Child α": seconds["Child α"] - seconds["soft targets"] - tangent - seconds["backtracking"],
+        "tangent": tangent + it.per_step(seconds),
+        "backtracking": seconds["backtracking"] + seconds["Parent α"] - seconds["DARTS α"],
+    }
+    curvatures = {c: seconds[c] for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")}
+    groups = (("iteration", iterations, darts), ("part", parts, total), ("curvature", curvatures, seconds["none"]))
+    return [[group, name, value, value / unit] for group, values, unit in groups for name, value in values.items()]
+
+
+def kept(net: Supernet, loss: Callable) -> float:
+    """MiB that a weight step keeps for its backward pass."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), constant(net.alphas()):
+        loss(net)
+        return sum(sizes.values()) / 2**20
+
+
+def growth(repeats: int) -> list[list]:
+    """The rows of scaling.csv, around MICRO cells in three layers of 8 channels."""
+    rows = []
+    for what, values in GROWTH.items():
+        found = []
+        for value in values:
+            changes = {"layers": 3}
+            if what == "edges":
+                nodes = GROWTH[what].index(value) + 1
+                loop.SPACES["grown"] = dataclasses.replace(MICRO, nodes=nodes)
+                changes |= {"space": "grown"}
+            else:
+                changes |= {what: value}
+            it = Iteration(**changes)
+            seconds = timed(it.steps(), repeats)
+            memory = kept(it.child, it.run.weight_loss("child", it.train, it.run.soft_targets(it.train[0])))
+            found.append([seconds["Parent w"] + seconds["DARTS α"], it.total(seconds), memory])
+        slopes = [np.polyfit(np.log(values), np.log(column), 1)[0] for column in zip(*found, strict=True)]
+        rows += [[what, value, *figures, *slopes] for value, figures in zip(values, found, strict=True)]
+    return rows
+
+
+def table(path: Path, header: str, rows: list[list]) -> None:
+    """Write the rows to a CSV file at once, and print them."""
+    text = [[f"{v:.4g}" if isinstance(v, float) else str(v).replace(",", "") for v in row] for row in rows]
+    write(path, "\n".join(",".join(row) for row in [header.split(), *text]) + "\n")
+    for row in [header.split(), *text]:
+        print("".join(f"{cell:20}" for cell in row), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(dcpnas_lite.__file__).parent / "tables", help="folder of the tables")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    table(options.out / "method-cost.csv", "group name seconds ratio", cost(options.repeats))
+    header = "what value darts_seconds dcp_seconds kept_mib darts_exponent dcp_exponent kept_exponent"
+    table(options.out / "scaling.csv", header, growth(max(options.repeats // 2, 1)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What a step keeps and shares: constants, memory over layers and steps, the Parent's logits, the benchmark's gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dcpnas_lite.algorithm import loop
+from dcpnas_lite.algorithm.coupling import one_step_coupling
+from dcpnas_lite.algorithm.distributed import Group
+from dcpnas_lite.algorithm.loop import SearchConfig, search
+from dcpnas_lite.algorithm.objectives import nas_loss
+from dcpnas_lite.data import digits
+from dcpnas_lite.network.supernet import MICRO, Supernet, constant
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def kept_bytes(forward: Callable) -> int:
+    """Bytes that a forward pass keeps for its backward pass, every storage once."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor):
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = forward()
+    assert out.requires_grad
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("group", ["weights", "alphas"])
+def test_constants_change_no_gradient_and_keep_less(binary, group):
+    net = Supernet(MICRO, channels=2, layers=2, classes=3, binary=binary).double()
+    x, upstream = torch.randn(3, 1, 8, 8).double(), torch.randn(3, 3).double()
+    wanted, others = (net.weights(), net.alphas()) if group == "weights" else (net.alphas(), net.weights())
+    expected = torch.autograd.grad(net(x), wanted, upstream)
+    everything = kept_bytes(lambda: net(x))
+    with constant(others):
+        assert kept_bytes(lambda: net(x)) < 0.95 * everything
+        got = torch.autograd.grad(net(x), wanted, upstream)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+    with pytest.raises(RuntimeError, match="stop"), constant(net.weights()):
+        raise RuntimeError("stop")
+    assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_memory_grows_linearly_in_layers(binary):
+    """Every further cell of the same size keeps the same number of bytes."""
+    one = dataclasses.replace(MICRO, nodes=1)
+    kept = []
+    for layers in range(1, 5):
+        net = Supernet(one, channels=2, layers=1, binary=binary)
+        net.cells, net.cell_types = nn.ModuleList([net.cells[0]] * layers), net.cell_types * layers
+        net.preprocess = nn.ModuleList([net.preprocess[0]] * layers)
+        kept.append(kept_bytes(lambda net=net: net(torch.randn(4, 1, 8, 8))))
+    assert kept[1] - kept[0] == kept[2] - kept[1] == kept[3] - kept[2] > 10_000
+
+
+def test_memory_does_not_grow_with_the_steps():
+    """Between two steps a search holds the same large tensors, however many steps it has made and recorded."""
+    held = []
+
+    def count(progress):
+        gc.collect()
+        tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter) and t.numel() >= 1000]
+        held.append((progress.network, sum(t.nbytes for t in tensors)))
+
+    search(digits(size=8), SearchConfig(channels=2, layers=1, rounds=1, steps=6, warmup=0, batch=8), callback=count)
+    for name in ("parent", "child"):
+        sizes = [size for network, size in held if network == name][1:]  # Adam's moments come with the first step
+        assert len(sizes) == 5 and sizes[0] > 0 and len(set(sizes)) == 1
+
+
+def test_soft_targets_of_the_tangent_batches_are_shared_exactly(monkeypatch):
+    """A Child phase computes the Parent's logits of a validation batch once, and they are those of the batch."""
+    config = SearchConfig(channels=2, layers=1, steps=6, warmup=0, batch=8)
+    run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
+    asked = []
+    compute = run.soft_targets
+    monkeypatch.setattr(run, "soft_targets", lambda x: asked.append(x) or compute(x))
+    while run.done < 12:
+        run.step()
+        if run.soft:
+            for n, logits in enumerate(run.soft):
+                assert torch.equal(logits, compute(run.batch("validation", n, 1)[0])) and not logits.requires_grad
+    assert loop.TANGENT_BATCHES == 4
+    assert len(asked) == 6 + 2  # six training batches, and the validation batches after the first four
+    assert all(torch.equal(x, run.batch("validation", n, 1)[0]) for x, n in zip(asked[5::2], (4, 5), strict=False))
+
+
+def test_second_order_darts_is_the_direct_gradient_and_the_coupling(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    method = importlib.import_module("method")
+    sys.modules.pop("method")
+    net = Supernet(MICRO, channels=2, layers=1).double()
+    train, validation = (
+        (torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.tensor(labels)) for labels in ([0, 1, 2, 3], [3, 2, 5, 0])
+    )
+    got = method.unrolled_gradient(net, train, validation, 0.1)
+
+    def loss(batch):
+        return lambda network: nas_loss(network(batch[0]), batch[1])
+
+    coupling = one_step_coupling(net, loss(train), loss(validation), net.weights(), net.alphas(), 0.1)
+    slopes = torch.autograd.grad(loss(train)(net), net.weights())
+    with torch.no_grad():
+        for w, g in zip(net.weights(), slopes, strict=True):
+            w -= 0.1 * g
+    direct = torch.autograd.grad(loss(validation)(net), net.alphas())
+    for mine, c, d in zip(got, coupling, direct, strict=True):
+        assert c.any()
+        torch.testing.assert_close(mine, c + d, rtol=0, atol=1e-12)
