@@ -126,7 +126,7 @@ class Iteration:
 
 def cost(repeats: int) -> list[list]:
     """The rows of method-cost.csv, on the space of the source with the default search on the digits."""
-    it = Iteration(space="paper", **loop.SPACE_DEFAULTS["paper"])
+    it = Iteration(space="paper", **loop.DEFAULTS["paper"])
     binary = [m.weight for m in it.child.modules() if isinstance(m, BinaryConv2d)]
     step = it.run.config.weight_lr
     seconds = timed(

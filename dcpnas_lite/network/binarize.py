@@ -11,6 +11,8 @@ symbol, which XNOR and bit count cannot represent.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -189,9 +191,29 @@ class SignedLayer(BinaryConv2d):
     def __init__(self, c_in: int, c_out: int, kernel: int, **geometry):
         super().__init__(c_in, c_out, kernel, **geometry)
         self.slope = nn.Parameter(torch.full((c_out,), 0.25))  # as nn.PReLU starts
+        self.prepared: list[Tensor] | None = None  # sign(w) and β, from `prepare`
 
     def forward(self, x: Float[Tensor, "N C_in H W"]) -> Float[Tensor, "N C_out H2 W2"]:
         if self.padding:
             x = F.pad(x, (self.padding,) * 4, value=self.pad_value)
-        count = F.conv2d(x, self.binary_weight(), None, self.stride, 0, self.dilation, self.groups)
-        return scaled_prelu(count, self.beta(), self.slope)
+        binary_weight, beta = self.prepared or (self.binary_weight(), self.beta())
+        count = F.conv2d(x, binary_weight, None, self.stride, 0, self.dilation, self.groups)
+        return scaled_prelu(count, beta, self.slope)
+
+
+@contextmanager
+def prepare(layers: Sequence[SignedLayer]) -> Iterator[None]:
+    """sign(w) and β of all these layers, computed once for each shape instead of once for each layer."""
+    shapes: dict[torch.Size, list[SignedLayer]] = {}
+    for layer in layers:
+        shapes.setdefault(layer.weight.shape, []).append(layer)
+    for shape, group in shapes.items():
+        weights = torch.cat([layer.weight for layer in group])
+        signs, betas = sign(weights).split(shape[0]), scale(weights).split(shape[0])
+        for layer, *prepared in zip(group, signs, betas, strict=True):
+            layer.prepared = prepared
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.prepared = None

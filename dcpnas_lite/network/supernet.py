@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .binarize import SignedLayer, prepare
 from .operations import OPERATIONS, FactorizedReduce, Operation, convolution, norm, operation
 from .precision import MixedPrecision
 
@@ -205,6 +206,9 @@ class Supernet(Skeleton):
         shape = (len(space.edges), len(space.operations))
         self.alpha = nn.ParameterDict({t: nn.Parameter(1e-3 * torch.randn(shape)) for t in space.cell_types})
         self.to(memory_format=self.memory_format)
+        # found once: a walk through thousands of modules takes as long as many an operation
+        self._weights = [p for name, p in self.named_parameters() if not name.startswith("alpha.")]
+        self._signed = [module for module in self.modules() if isinstance(module, SignedLayer)]
 
     def alphas(self) -> list[nn.Parameter]:
         """The architecture parameters, (E, M) per cell type."""
@@ -212,7 +216,7 @@ class Supernet(Skeleton):
 
     def weights(self) -> list[nn.Parameter]:
         """Everything the weight optimizer trains: all parameters but α."""
-        return [p for name, p in self.named_parameters() if not name.startswith("alpha.")]
+        return self._weights
 
     def inherit(self, other: Supernet) -> None:
         """α ← α of another supernet of the same space (Algorithm 10, steps ii and iv)."""
@@ -223,7 +227,8 @@ class Supernet(Skeleton):
     def forward(self, x: Float[Tensor, "N C H W"], alphas: Sequence[Tensor] | None = None) -> Float[Tensor, "N classes"]:
         """Logits; `alphas` stands in for the network's own α, as (E, M) or, one copy for each image, as (N, E, M)."""
         alphas = self.alphas() if alphas is None else alphas
-        return self.run(x, {t: alpha.softmax(dim=-1) for t, alpha in zip(self.alpha, alphas, strict=True)})
+        with prepare(self._signed):
+            return self.run(x, {t: alpha.softmax(dim=-1) for t, alpha in zip(self.alpha, alphas, strict=True)})
 
     def edge_operations(self, cell_type: str):
         """Yields (e, m, name, module) of every operation in every cell of a type."""
