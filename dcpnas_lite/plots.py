@@ -282,5 +282,6 @@ def mix(alphas: Mapping[str, np.ndarray], space: Space, genotype: Genotype | Non
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     axes.flat[0].set_ylabel("edge")
-    figure.colorbar(picture, ax=axes, label="softmax(α) in %", shrink=0.8)
+    bar = figure.colorbar(picture, ax=axes, label="softmax(α) in %", shrink=0.8)
+    bar.ax.set_ylim(max(0, equal - span))  # the colours are centred on 1/M, but there are no negative shares
     return figure
