@@ -51,16 +51,17 @@ def test_search_writes_what_it_says(searched):
     assert done.stderr == ""
 
 
-def test_search_again_says_it_is_finished(searched):
+def test_search_again_says_it_is_finished(searched, capsys):
     folder, _ = searched
-    again = run("search", "--out", folder, *TINY)
-    assert again.returncode == 0 and "finished already" in again.stdout
+    assert main(["search", "--out", str(folder), *TINY]) == 0
+    assert "finished already" in capsys.readouterr().out
 
 
-def test_other_settings_in_the_same_folder_are_refused(searched):
+def test_other_settings_in_the_same_folder_are_refused(searched, capsys):
     folder, _ = searched
-    other = run("search", "--out", folder, "--seed", 1, *TINY)
-    one_line(other, "other settings")
+    assert main(["search", "--out", str(folder), "--seed", "1", *TINY]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "other settings" in error
 
 
 def test_show_and_train(searched):
@@ -86,7 +87,7 @@ def test_interrupt_saves_and_the_same_command_goes_on(tmp_path):
     out, error = process.communicate(timeout=120)
     assert process.returncode == 130 and "goes on from here" in out, (out, error)
     assert run("search", "--out", cut, *longer).returncode == 0
-    assert run("search", "--out", whole, *longer).returncode == 0
+    assert main(["search", "--out", str(whole), *longer]) == 0
     equal(cut, whole)
 
 
@@ -102,7 +103,7 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-def test_seeds_are_searched_in_folders_and_collected_in_a_table(searched, tmp_path):
+def test_seeds_are_searched_in_folders_and_collected_in_a_table(searched, tmp_path, capsys):
     single, _ = searched
     done = run("search", "--seeds", "0,2", "--workers", 2, "--out", tmp_path, *TINY)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -120,7 +121,9 @@ def test_seeds_are_searched_in_folders_and_collected_in_a_table(searched, tmp_pa
     more = run("search", "--seeds", "1-2", "--out", tmp_path, *TINY)  # seed 2 is there already
     assert more.returncode == 0 and (tmp_path / "seed-2" / "history.npz").stat().st_mtime_ns == before
     assert [row["seed"] for row in table(tmp_path)] == ["0", "1", "2"] and table(tmp_path)[::2] == first
-    one_line(run("search", "--seeds", "1-2", "--out", tmp_path, *TINY, "--method", "darts"), "seed-0", "other settings")
+    assert main(["search", "--seeds", "1-2", "--out", str(tmp_path), *TINY, "--method", "darts"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "seed-0" in error and "other settings" in error
 
 
 def test_a_seed_that_fails_does_not_stop_the_others(tmp_path):
@@ -159,7 +162,7 @@ def test_interrupted_and_killed_seeds_go_on(tmp_path):
     process.communicate(timeout=20)  # returns once the workers have closed their side of the pipes: they left, too
     done = run("search", "--seeds", "0-1", "--out", out, *longer)
     assert done.returncode == 0, done.stderr
-    assert run("search", "--seed", 1, "--out", whole, *longer).returncode == 0
+    assert main(["search", "--seed", "1", "--out", str(whole), *longer]) == 0
     equal(out / "seed-1", whole)
 
 

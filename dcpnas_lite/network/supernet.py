@@ -216,7 +216,7 @@ class Supernet(Skeleton):
 
     def weights(self) -> list[nn.Parameter]:
         """Everything the weight optimizer trains: all parameters but α."""
-        return self._weights
+        return list(self._weights)
 
     def inherit(self, other: Supernet) -> None:
         """α ← α of another supernet of the same space (Algorithm 10, steps ii and iv)."""
