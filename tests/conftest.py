@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Spread over the workers by file (--dist loadgroup), but every notebook on its own: they are the slow ones."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+class ByFile(LoadScopeScheduling):
+    """Spreads tests over the workers by file, so that a fixture of a file is made once; every notebook goes on its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if "test_a_stranger" in nodeid else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

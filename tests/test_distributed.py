@@ -17,8 +17,6 @@ import pytest
 
 from dcpnas_lite.algorithm import checkpoint
 
-pytestmark = pytest.mark.xdist_group("distributed")  # what `both` computes is needed once
-
 WORKER = """
 import dataclasses, datetime, json, sys
 from pathlib import Path
