@@ -43,7 +43,7 @@ book: $(BUILT)
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html, or: make serve"
 
 test: $(BUILT)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
 
 search: $(INSTALLED)
 	$(BIN)/python -m dcpnas_lite search --space micro --data digits --seed 0 --out $(RUN)

@@ -23,6 +23,12 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+def pytest_collection_modifyitems(items):
+    """The slowest first, so that no worker is left with them at the end."""
+    slow = ("test_a_stranger", "test_cli.py", "test_distributed.py")
+    items.sort(key=lambda item: not any(name in item.nodeid for name in slow))
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory, worker_id) -> Path:
     """The package as it is published, built once for all workers."""
