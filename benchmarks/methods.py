@@ -1,10 +1,12 @@
-"""Search methods scored on the micro tables: many searches side by side in one wide supernet.
+"""Search methods scored on the micro tables, one search after the other or many side by side in one wide supernet.
 
-    python benchmarks/methods.py --data digits --out runs/methods-digits.csv            # on a GPU: --device cuda
+    python benchmarks/methods.py --data digits --out runs/methods-digits.jsonl --wide --device cuda     # on a GPU
+    python benchmarks/methods.py --data digits --out runs/methods-digits.jsonl --workers 2              # plain searches
 
 Every member of the wide supernet is one search of `dcpnas_lite.search` with its own seed, weights, batches, λ and backtracking
 rule; tests compare the two. The hyper-parameters are chosen on the validation accuracy of the tables with the seeds of TUNING,
-and everything else runs with other seeds. After each round a row per search is appended: the cell it would return now.
+and everything else runs with other seeds. A row per search is appended: the cell it returns; a wide supernet appends one after
+each round. A search that has its row is not run again.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import csv
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import sys
 import time
@@ -27,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tables_gpu import widen
 
 from dcpnas_lite.algorithm import backtracking as rules
+from dcpnas_lite.algorithm import loop
 from dcpnas_lite.algorithm.loop import TANGENT_BATCHES, SearchConfig
 from dcpnas_lite.algorithm.tangent import distance_slope
 from dcpnas_lite.data import batches
@@ -36,9 +40,11 @@ from dcpnas_lite.network.genotype import discretize
 from dcpnas_lite.network.operations import CONVOLUTIONS, Operation
 from dcpnas_lite.network.supernet import MICRO, Supernet
 
-TUNING = range(1000, 1004)
+TUNING = range(1000, 1020)
 E, M = len(MICRO.edges), len(MICRO.operations)
 
+#: One network alone takes as many steps as the two together.
+ALONE = {"rounds": 2 * SearchConfig.rounds, "lam": 0.0, "backtracking": "none"}
 #: What each method changes. `sign` −1 is the plus sign the source prints before F: it climbs the tangent distance.
 METHODS = {
     "dcp-nas": {},
@@ -52,10 +58,10 @@ METHODS = {
     "psi scalar": {"psi_shape": "scalar"},
     "psi operation": {"psi_shape": "operation"},
     "psi edge": {"psi_shape": "edge"},
-    "with |.|": {"absolute": True},
+    "without |.|": {"absolute": False},
     "refreshed": {"backtracking": "refreshed"},
-    "darts": {"networks": "parent", "lam": 0.0, "mu": 0.0, "backtracking": "none"},
-    "bnas": {"networks": "child", "lam": 0.0, "backtracking": "none"},
+    "darts": ALONE | {"networks": "parent", "mu": 0.0},
+    "bnas": ALONE | {"networks": "child"},
 }
 
 
@@ -205,6 +211,9 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
         torch.tensor([getattr(c, name) for c in configs])[:, None, None] for name in ("alpha_lr", "alpha_decay", "lam")
     )
     lam = lam * torch.tensor(signs)[:, None, None]
+    step_size = {name: alpha_lr for name in phases}
+    if len(phases) == 2:
+        step_size["parent"] = alpha_lr * torch.tensor([c.parent_share for c in configs])[:, None, None]
     mu = torch.tensor([c.mu for c in configs], device=device)
     update = [c.rule() for c in configs]
     splits = {s: (getattr(data, s).x.to(device), getattr(data, s).y.to(device)) for s in ("train", "validation")}
@@ -266,7 +275,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
                     loss = -gain(out, vsoft) if teach else cross_entropy(out, vy)
                     gradient = torch.autograd.grad(loss.sum(), a)[0].cpu()
                 before = alpha[name]
-                after = before - alpha_lr * adam(moments[name], gradient + alpha_decay * before, 0.5, 0.999)
+                after = before - step_size[name] * adam(moments[name], gradient + alpha_decay * before, 0.5, 0.999)
                 norms = weights[name].norms()
                 index = n - first.warmup * first.steps
                 couplings: list = []
@@ -317,33 +326,73 @@ def wide_coupling(net, weights, alpha, x, y, vx, vy, soft, vsoft, teach, gain, c
 # -- the sweep --------------------------------------------------------------------------------------------------------
 
 
+def configured(method: str, changes: dict, seed: int) -> tuple[SearchConfig, int]:
+    """The configuration of a search and the sign of its tangent term."""
+    changes = changes | METHODS[method]
+    return SearchConfig(seed=seed, **{k: v for k, v in changes.items() if k != "sign"}), changes.get("sign", 1)
+
+
+def line(job: tuple[str, dict, int], round_: int, cell: int, seconds: float) -> bytes:
+    return (json.dumps([*job, round_, cell, round(seconds, 1)]) + "\n").encode()
+
+
 def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> None:
     """Run the (method, changes, seed) of `jobs` side by side and append a row per search and round to `path`."""
-    configs, signs = [], []
-    for method, changes, seed in jobs:
-        changes = {"absolute": False} | changes | METHODS[method]
-        signs.append(changes.pop("sign", 1))
-        configs.append(SearchConfig(seed=seed, **changes))
+    configs, signs = zip(*(configured(*job) for job in jobs), strict=True)
     started = time.perf_counter()
 
     def each_round(round_: int, alpha: Tensor) -> None:
-        lines = []
-        for (method, changes, seed), a in zip(jobs, alpha, strict=True):
-            cell = microbench.index(discretize(MICRO, {"normal": a}))
-            lines.append(json.dumps([method, changes, seed, round_, cell, round(time.perf_counter() - started, 1)]) + "\n")
+        cells = [microbench.index(discretize(MICRO, {"normal": a})) for a in alpha]
+        rows = [line(job, round_, cell, time.perf_counter() - started) for job, cell in zip(jobs, cells, strict=True)]
         with open(path, "ab", buffering=0) as file:
-            file.write("".join(lines).encode())
+            file.write(b"".join(rows))
 
-    searches(data, configs, signs, device, each_round)
+    searches(data, list(configs), list(signs), device, each_round)
+
+
+_worker: dict = {}
+
+
+def start_worker(name: str, root: str | None) -> None:
+    torch.set_num_threads(1)
+    _worker["data"] = microbench.RECIPES[name].load(root)
+
+
+def search_one(job: tuple[str, dict, int]) -> bytes:
+    """One plain search; its row, and where the cell is selected by perturbation another one for the strength of the same α."""
+    config, sign = configured(*job)
+    original = loop.tangent_gradient
+
+    def signed(*args, **kwargs):
+        distance, gradient, tangent = original(*args, **kwargs)
+        return distance, gradient, [sign * t for t in tangent]
+
+    loop.tangent_gradient = signed
+    try:
+        result = loop.search(_worker["data"], config)
+    finally:
+        loop.tangent_gradient = original
+    row = line(job, config.rounds, microbench.index(result.genotype), result.seconds)
+    if config.selection == "strength":
+        return row
+    method, changes, seed = job
+    strongest = microbench.index(discretize(MICRO, result.alphas))
+    return row + line((method, changes | {"selection": "strength"}, seed), config.rounds, strongest, result.seconds)
+
+
+def finished(path: Path) -> list[tuple[str, dict, int, int]]:
+    """(method, changes, seed, cell) of the searches of `path` that ran to their end."""
+    rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    return [(m, c, s, cell) for m, c, s, round_, cell, _ in rows if round_ == configured(m, c, s)[0].rounds]
 
 
 def collect(path: Path, out: Path) -> None:
-    """The searches of `path` that were finished, with other seeds than TUNING, as the table that `microbench.found` reads."""
-    rows = {}
-    for line in path.read_text().splitlines():
-        method, changes, seed, round_, cell, _ = json.loads(line)
-        if seed not in TUNING and round_ == SearchConfig(**{k: v for k, v in changes.items() if k != "sign"}).rounds:
-            rows[list(METHODS).index(method), seed] = [method, seed, cell, json.dumps(changes)]
+    """The finished searches of `path` with other seeds than TUNING as the table that `microbench.found` reads."""
+    rows = {
+        (list(METHODS).index(method), seed): [method, seed, cell, json.dumps(changes)]
+        for method, changes, seed, cell in finished(path)
+        if seed not in TUNING
+    }
     part = out.with_name(out.name + ".part")
     with open(part, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -359,16 +408,26 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs=2, default=(0, 20), metavar=("FIRST", "END"))
     p.add_argument("--root")
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--wide", action="store_true", help="all searches side by side; their sizes and steps have to agree")
+    p.add_argument("--device", default="cpu", help="of --wide")
+    p.add_argument("--workers", type=int, default=2, help="processes of one thread each, without --wide")
     p.add_argument("--collect", type=Path, metavar="TABLE", help="run nothing; write the finished searches of OUT to this table")
     args = p.parse_args()
     if args.collect:
         return collect(args.out, args.collect)
-    torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False
-    data = microbench.RECIPES[args.data].load(args.root)
-    jobs = [(m, c, s) for m, c, s in itertools.product(args.methods, args.changes, range(*args.seeds))]
-    run(data, jobs, args.out, args.device)
+    done = [row[:3] for row in finished(args.out)]
+    jobs = [(m, c, s) for s, m, c in itertools.product(range(*args.seeds), args.methods, args.changes) if (m, c, s) not in done]
+    if args.wide:
+        torch.set_num_threads(1)
+        torch.backends.cudnn.allow_tf32 = False
+        return run(microbench.RECIPES[args.data].load(args.root), jobs, args.out, args.device)
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Pool(args.workers, start_worker, (args.data, args.root)) as pool,
+        open(args.out, "ab", buffering=0) as file,
+    ):
+        for row in tqdm(pool.imap_unordered(search_one, jobs), total=len(jobs), mininterval=5):
+            file.write(row)
 
 
 if __name__ == "__main__":

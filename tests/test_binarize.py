@@ -328,7 +328,7 @@ def layer_and_plain(stride: int = 1):
     inputs = [1.5 * normal(2, 4, 5, 5, seed=1), weights(4, 2, 3, 3), torch.tensor([0.25, -0.5, 1.5, 0.0], dtype=torch.float64)]
 
     def fast(x, weight, slope):
-        return torch.func.functional_call(layer, {"weight": weight, "slope": slope}, Sign()(x))
+        return torch.func.functional_call(layer, {"weight": weight, "slope": slope}, Sign(layer.shift)(x))
 
     def plain(x, weight, slope):
         return F.prelu(torch.func.functional_call(conv, {"weight": weight}, x), slope)

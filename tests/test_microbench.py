@@ -262,3 +262,32 @@ def test_a_wide_search_is_its_members(changes, monkeypatch):
     found = methods.searches(data, configs, [1, 1], "cpu", progress=False)
     for alpha, config in zip(found, configs, strict=True):
         torch.testing.assert_close(alpha, search(data, config).alphas["normal"], rtol=0, atol=2e-4)
+
+
+def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
+    import methods
+
+    from dcpnas_lite.algorithm import loop
+    from dcpnas_lite.algorithm.loop import SearchConfig, search
+    from dcpnas_lite.data import digits
+
+    data, changes = digits(size=8), {"channels": 2, "layers": 1, "rounds": 2, "steps": 1, "batch": 16, "lam": 30.0}
+    monkeypatch.setattr(methods, "_worker", {"data": data})
+    seen = []
+    monkeypatch.setattr(loop, "search", lambda *a: seen.append(search(*a)) or seen[-1])
+    rows = [methods.search_one((method, changes, 3)) for method in ("psi edge", "as printed")]
+    derived, printed = seen  # the same configuration; the printed sign climbs where the other descends
+    config = SearchConfig(**changes, seed=3, psi_shape="edge")
+    assert torch.equal(derived.alphas["normal"], search(data, config).alphas["normal"]) and len(seen) == 2
+    courses = [r.history["alpha/normal"] for r in seen]
+    assert np.array_equal(courses[0][0], courses[1][0])  # the Parent's step
+    assert not np.array_equal(courses[0][-1], courses[1][-1])
+    path = tmp_path / "a.jsonl"
+    rows += [methods.line(("psi edge", changes, 1003), 2, 7, 1.0), methods.line(("darts", changes, 3), 1, 9, 1.0)]
+    path.write_bytes(b"".join(rows))
+    cells = [mb.index(r.genotype) for r in seen]
+    assert methods.finished(path) == [
+        ("psi edge", changes, 3, cells[0]), ("as printed", changes, 3, cells[1]), ("psi edge", changes, 1003, 7)
+    ]  # fmt: skip
+    methods.collect(path, tmp_path / "a.csv")  # neither tuning seeds nor searches that are still under way
+    assert mb.found(tmp_path / "a.csv") == {"as printed": {3: cells[1]}, "psi edge": {3: cells[0]}}

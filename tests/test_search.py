@@ -69,10 +69,10 @@ def plain_algorithm_10(data: Data, config: SearchConfig) -> tuple[list[dict], di
     child = Supernet(space, config.channels, config.layers, 10, 1, binary=True)
     child.inherit(parent)
     optimizers, psi, last = {}, {}, {}
-    for net in (parent, child):
+    for net, share in ((parent, config.parent_share), (child, 1.0)):
         optimizers[net] = (
             torch.optim.Adam(net.weights(), lr=config.weight_lr),
-            torch.optim.Adam(net.alphas(), lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay),
+            torch.optim.Adam(net.alphas(), lr=share * config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay),
         )
         psi[net], last[net] = [torch.full_like(a, 0.01) for a in net.alphas()], None
 
@@ -255,6 +255,19 @@ def test_tangent_propagation_moves_the_child_alone(data):
     assert np.array_equal(with_d["alpha/normal"][:2], without["alpha/normal"][:2])
     assert (with_d["alpha/normal"][2:] != without["alpha/normal"][2:]).any(axis=(1, 2)).all()
     assert with_d["alpha_loss"][2] == without["alpha_loss"][2]  # −G, without λ D
+
+
+def test_the_parent_takes_its_share_of_a_step(data):
+    def moved(**changes):
+        runs = [search(data, tiny(rounds=1, steps=1, alpha_decay=0.0, backtracking="none", alpha_lr=lr, **changes)).history
+                for lr in (0.02, 0.0)]  # fmt: skip
+        return np.subtract(*(run["alpha/normal"] for run in runs))
+
+    whole, half = moved(parent_share=1.0), moved(parent_share=0.5)
+    np.testing.assert_allclose(half[0], whole[0] / 2, atol=1e-7)
+    np.testing.assert_allclose(abs(half[1] - half[0]).max(), 0.02, atol=1e-6)  # the Child's step is whole: Adam's first is ±lr
+    alone = dict(networks="parent", lam=0.0)
+    assert np.array_equal(moved(parent_share=0.5, **alone), moved(parent_share=1.0, **alone))
 
 
 def test_alpha_waits_for_the_end_of_the_warmup(data):

@@ -38,12 +38,14 @@ from . import checkpoint as checkpoints
 from .coupling import cosine, one_step_coupling
 from .distributed import Group
 from .objectives import cp_nas_loss, kl_gain, nas_loss, network_reconstruction
+from .selection import perturbation
 from .tangent import distance_slope, fisher_product, hessian_product, tangent_direction, tangent_gradient
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 SPACES = {"micro": MICRO, "paper": PAPER}
+SELECTION_IMAGES = 512  # validation images that a selection by perturbation looks at
 TANGENT_BATCHES = 4  # validation batches whose mean is the Parent's tangent direction of a phase
 
 #: What a space changes in the default configuration, for every data set or for one (more images want more steps).
@@ -72,8 +74,10 @@ class SearchConfig:
     lam, mu: λ of the tangent distance and μ of the reconstruction error (Eq. 4.32).
     distance: "F", "L1" or "cosine" (Eq. 4.31). curvature: what stands for H_G in Eq. 4.33, see `tangent`.
     backtracking: "learned" (4.50-4.53), "refreshed" (exact one-step coupling every `refresh` steps) or "none".
+    selection: how the cell is read off in the end, by the "strength" of α or by "perturbation", see `selection`.
     psi_shape, absolute, eta, eta_psi, tau: of `Learned`; eta also of `Refreshed`.
     weight_lr, alpha_lr: Adam's learning rates; weight_lr falls to 0 by a cosine over the search.
+    parent_share: where both networks search, the Parent's learning rate of α as a share of alpha_lr, which is the Child's.
     alpha_decay: Adam's L2 penalty on α.
     measure_every: every that many α steps the exact one-step coupling and the trust in the Gauss–Newton substitute are
     recorded; 0 never.
@@ -90,6 +94,7 @@ class SearchConfig:
     batch: int = 32
     weight_lr: float = 0.01
     alpha_lr: float = 0.02
+    parent_share: float = 1.0
     alpha_decay: float = 1e-3
     lam: float = 1.0
     mu: float = 1e-4
@@ -102,6 +107,7 @@ class SearchConfig:
     eta_psi: float = 1.0
     tau: int = 4
     refresh: int = 5
+    selection: str = "strength"
     measure_every: int = 0
 
     def __post_init__(self):
@@ -112,6 +118,7 @@ class SearchConfig:
             curvature=("hessian", "gauss_newton", "sampled", "rank_one"),
             backtracking=("learned", "refreshed", "none"),
             psi_shape=rules.SHAPES,
+            selection=("strength", "perturbation"),
         )
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
@@ -257,7 +264,7 @@ def search(
             if stop:
                 raise SearchStopped(f"stopped after step {run.done} of {run.total}")
     alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
-    return SearchResult(run.genotype(), alphas, run.arrays(), run.seconds())
+    return SearchResult(run.found(), alphas, run.arrays(), run.seconds())
 
 
 def _short(genotype: Genotype) -> str:
@@ -288,8 +295,9 @@ class _Run:
                 net.set_precision(precision)
                 self.networks[name], self.wrapped[name] = net, group.wrap(net, net.alphas())
                 self.weight_optimizers[name] = torch.optim.Adam(net.weights(), lr=config.weight_lr)
+                share = config.parent_share if name == "parent" and len(self.phases) == 2 else 1
                 self.alpha_optimizers[name] = torch.optim.Adam(
-                    net.alphas(), lr=config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
+                    net.alphas(), lr=share * config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
                 )
         for split in (data.train, data.validation):
             size = min(config.batch, len(split))
@@ -307,6 +315,13 @@ class _Run:
 
     def genotype(self) -> Genotype:
         return discretize(self.space, {t: a.cpu() for t, a in self.last_network.alpha.items()})
+
+    def found(self) -> Genotype:
+        """The cell of the search; perturbation sees the first validation images."""
+        if self.config.selection == "strength":
+            return self.genotype()
+        x, y = self.data.validation[slice(SELECTION_IMAGES)]
+        return perturbation(self.last_network, x.to(self.device), y.to(self.device))
 
     def position(self) -> tuple[int, str, int]:
         """(round, network, step within the phase) of the next step."""

@@ -27,23 +27,23 @@ class _Sign(torch.autograd.Function):
     """sign with sign(0) = +1 and the straight-through estimator of Eq. 4.35, in reverse and forward mode, twice if need be."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, shift: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
-        return _sign(x)
+        return _sign(x, shift)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return _window(grad, ctx.saved_tensors[0])
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _window(grad, ctx.saved_tensors[0]), None
 
     @staticmethod
-    def jvp(ctx, tangent: Tensor) -> Tensor:
+    def jvp(ctx, tangent: Tensor, _: None) -> Tensor:
         return _window(tangent, ctx.saved_tensors[0])
 
 
-def _sign(x: Tensor) -> Tensor:
+def _sign(x: Tensor, shift: float) -> Tensor:
     low = x.clamp(-1, 0).floor_()  # −1 or 0; unlike torch.sign it keeps NaN
-    return torch.add(torch.ones((), dtype=x.dtype, device=x.device), low, alpha=2, out=low)
+    return torch.add(torch.full((), 1 + shift, dtype=x.dtype, device=x.device), low, alpha=2, out=low)
 
 
 def _window(grad: Tensor, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def sign(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
 
     NaN stays NaN.
     """
-    return _Sign.apply(x)
+    return _Sign.apply(x, 0.0)
 
 
 class _ScaledPReLU(torch.autograd.Function):
@@ -121,10 +121,17 @@ def reconstruction_error(weight: Float[Tensor, "C_out ..."], beta: Float[Tensor,
 
 
 class Sign(nn.Module):
-    """`sign` as a module."""
+    """sign(x) + shift as a module."""
+
+    def __init__(self, shift: float = 0.0):
+        super().__init__()
+        self.shift = float(shift)
 
     def forward(self, x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
-        return sign(x)
+        return _Sign.apply(x, self.shift)
+
+    def extra_repr(self) -> str:
+        return f"{self.shift:+.0f}"
 
 
 class BinaryConv2d(nn.Module):
@@ -186,31 +193,44 @@ class BinaryConv2d(nn.Module):
 
 
 class SignedLayer(BinaryConv2d):
-    """What a supernet has in place of BinaryConv2d and nn.PReLU: the same function of an input that `Sign` has made ±1."""
+    """What a supernet has in place of BinaryConv2d and nn.PReLU: the same function of an input that `Sign` has binarized.
+
+    With a border p the input is expected shifted by −p, so that the border is 0, which a convolution fills in by itself and
+    without a copy of its input; what is missing is the same number everywhere, Σ w b = Σ w (b − p) + p Σ w.
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, **geometry):
         super().__init__(c_in, c_out, kernel, **geometry)
         self.slope = nn.Parameter(torch.full((c_out,), 0.25))  # as nn.PReLU starts
-        self.prepared: list[Tensor] | None = None  # sign(w) and β, from `prepare`
+        self.prepared: list[Tensor] | None = None  # sign(w), Σ sign(w) and β, from `prepare`
+
+    @property
+    def shift(self) -> float:
+        """What the input is shifted by."""
+        return -self.pad_value if self.padding else 0.0
 
     def forward(self, x: Float[Tensor, "N C_in H W"]) -> Float[Tensor, "N C_out H2 W2"]:
-        if self.padding:
-            x = F.pad(x, (self.padding,) * 4, value=self.pad_value)
-        binary_weight, beta = self.prepared or (self.binary_weight(), self.beta())
-        count = F.conv2d(x, binary_weight, None, self.stride, 0, self.dilation, self.groups)
+        binary_weight, total, beta = self.prepared or _prepared(self.weight, self.beta())
+        bias = self.pad_value * total if self.padding else None
+        count = F.conv2d(x, binary_weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return scaled_prelu(count, beta, self.slope)
+
+
+def _prepared(weight: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    binary_weight = sign(weight)
+    return binary_weight, binary_weight.flatten(1).sum(1), beta
 
 
 @contextmanager
 def prepare(layers: Sequence[SignedLayer]) -> Iterator[None]:
-    """sign(w) and β of all these layers, computed once for each shape instead of once for each layer."""
+    """sign(w), its sum and β of all these layers, computed once for each shape instead of once for each layer."""
     shapes: dict[torch.Size, list[SignedLayer]] = {}
     for layer in layers:
         shapes.setdefault(layer.weight.shape, []).append(layer)
     for shape, group in shapes.items():
         weights = torch.cat([layer.weight for layer in group])
-        signs, betas = sign(weights).split(shape[0]), scale(weights).split(shape[0])
-        for layer, *prepared in zip(group, signs, betas, strict=True):
+        parts = (part.split(shape[0]) for part in _prepared(weights, scale(weights)))
+        for layer, *prepared in zip(group, *parts, strict=True):
             layer.prepared = prepared
     try:
         yield

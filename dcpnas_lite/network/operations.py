@@ -71,7 +71,8 @@ class Dilated(nn.Module):
             return self.conv(x[:, :, ::2, ::2])
         n, c, h, w = x.shape
         if h % 2 or w % 2:
-            x = nn.functional.pad(x, (0, w % 2, 0, h % 2), value=getattr(self.conv, "pad_value", 0.0))
+            border = self.conv.pad_value if type(self.conv) is BinaryConv2d else 0.0
+            x = nn.functional.pad(x, (0, w % 2, 0, h % 2), value=border)
         rows, columns = (h + 1) // 2, (w + 1) // 2
         grids = x.reshape(n, c, rows, 2, columns, 2).permute(3, 5, 0, 2, 4, 1).reshape(4 * n, rows, columns, c)
         out = self.conv(grids.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(2, 2, n, rows, columns, -1)
@@ -101,12 +102,13 @@ def convolution(
         conv = nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry)
     else:
         conv = (BinaryConv2d if affine else SignedLayer)(c_in, c_out, kernel, **geometry)
+    shift = getattr(conv, "shift", 0.0)
     if dilated:
         conv = Dilated(conv, stride)
     if not binary:
         return [nn.ReLU(), conv, norm(c_out, affine)]
     before = norm(c_in, affine)
-    return [before, conv, nn.PReLU(c_out)] if affine else [nn.Sequential(before, Sign()), conv]
+    return [before, conv, nn.PReLU(c_out)] if affine else [nn.Sequential(before, Sign(shift)), conv]
 
 
 def separable(channels: int, kernel: int, stride: int, dilated: bool, binary: bool, affine: bool) -> list[nn.Module]:

@@ -227,8 +227,12 @@ class Supernet(Skeleton):
     def forward(self, x: Float[Tensor, "N C H W"], alphas: Sequence[Tensor] | None = None) -> Float[Tensor, "N classes"]:
         """Logits; `alphas` stands in for the network's own α, as (E, M) or, one copy for each image, as (N, E, M)."""
         alphas = self.alphas() if alphas is None else alphas
+        return self.mixed(x, {t: alpha.softmax(dim=-1) for t, alpha in zip(self.alpha, alphas, strict=True)})
+
+    def mixed(self, x: Float[Tensor, "N C H W"], mixes: dict[str, Tensor]) -> Float[Tensor, "N classes"]:
+        """Logits where the operations of a cell type have the shares `mixes[cell_type]` (E, M) in place of softmax(α)."""
         with prepare(self._signed):
-            return self.run(x, {t: alpha.softmax(dim=-1) for t, alpha in zip(self.alpha, alphas, strict=True)})
+            return self.run(x, mixes)
 
     def edge_operations(self, cell_type: str):
         """Yields (e, m, name, module) of every operation in every cell of a type."""

@@ -1,0 +1,54 @@
+"""From a searched supernet to a cell, by what each operation is worth to it.
+
+Algorithm 10 ends with α, and the source reads the cell off its largest entries (`discretize`). The largest share in the mixture
+is not the largest contribution, though (R. Wang et al., *Rethinking architecture selection in differentiable NAS*, ICLR 2021):
+here an operation is chosen by how much the loss of the supernet rises when it is taken away.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..network.genotype import Genotype, discretize
+from ..network.supernet import Supernet
+from .objectives import nas_loss
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+def perturbation(net: Supernet, x: Float[Tensor, "N C H W"], y: Int[Tensor, " N"]) -> Genotype:
+    """The cell of a supernet by perturbation: edge by edge, the operation without which the loss L_NAS on (x, y) is largest.
+
+    An edge that is decided keeps that operation alone while the next ones are decided. Where a node has more than `space.keep`
+    incoming edges, those go, one at a time, without which the loss is smallest. `none` is never chosen, ties go to the
+    lower index. The supernet is left as it is.
+    """
+    space, candidates = net.space, [m for m, name in enumerate(net.space.operations) if name != "none"]
+    alphas = {t: a.detach().clone() for t, a in net.alpha.items()}
+
+    def loss_without(cell_type: str, edge: int, operations: slice | int) -> float:
+        row = alphas[cell_type][edge]
+        before = row.clone()
+        row[operations] = -math.inf
+        mixes = {t: a.softmax(-1).nan_to_num(0.0) for t, a in alphas.items()}  # an edge without operations has no softmax
+        row.copy_(before)
+        with torch.no_grad():
+            return nas_loss(net.mixed(x, mixes), y).item()
+
+    for cell_type, alpha in alphas.items():
+        for edge in range(len(space.edges)):
+            losses = [loss_without(cell_type, edge, m) for m in candidates]
+            best = candidates[losses.index(max(losses))]
+            alpha[edge] = -math.inf
+            alpha[edge, best] = 0.0
+        for node in range(space.inputs, space.inputs + space.nodes):
+            incoming = [e for e, (_, j) in enumerate(space.edges) if j == node]
+            while len(incoming) > space.keep:
+                losses = [loss_without(cell_type, edge, slice(None)) for edge in incoming]
+                alpha[incoming.pop(losses.index(min(losses)))] = -math.inf
+    return discretize(space, {t: a.nan_to_num(neginf=-1e9) for t, a in alphas.items()})
