@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
+import io
 import itertools
 import json
 import math
@@ -186,7 +188,8 @@ class Moments:
 
 
 def searches(data, configs: list[SearchConfig], signs: list[int], device: str, each_round=None, progress=True) -> Tensor:
-    """Run all `configs` side by side; returns their final α (K, E, M). `each_round(round, α)` is called after every round.
+    """Run all `configs` side by side; returns their final α (K, E, M). `each_round(round, α, loss)` is called after every round;
+    loss maps any α (K, E, M) to L_NAS (K,) of the last network on the images that a selection by perturbation looks at.
 
     The configurations agree in everything but seed, the learning rates, λ, μ, the distance and the backtracking.
     """
@@ -235,6 +238,11 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
     def gain(logits: Tensor, teacher: Tensor) -> Tensor:  # (K,)
         p = teacher.softmax(-1)
         return (p * (logits.log_softmax(-1) - teacher.log_softmax(-1))).sum(-1).mean(1)
+
+    @torch.no_grad()
+    def selection_loss(a: Tensor) -> Tensor:
+        x, y = (part[: loop.SELECTION_IMAGES] for part in splits["validation"])
+        return cross_entropy(nets[phases[-1]](x.repeat(1, k, 1, 1), a.to(device)), y.repeat(k, 1)).cpu()
 
     total = first.rounds * first.steps
     for round_ in tqdm(range(first.rounds), disable=not progress, mininterval=5):
@@ -298,7 +306,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
             if len(phases) == 2:
                 alpha["child" if name == "parent" else "parent"] = alpha[name].clone()
         if each_round:
-            each_round(round_ + 1, alpha[phases[-1]])
+            each_round(round_ + 1, alpha[phases[-1]], selection_loss)
     return alpha[phases[-1]]
 
 
@@ -323,6 +331,22 @@ def wide_coupling(net, weights, alpha, x, y, vx, vy, soft, vsoft, teach, gain, c
     return -(weights.rate[:, :, None] * torch.autograd.grad(inner, a)[0]).cpu()
 
 
+def perturbed(alpha: Tensor, loss) -> Tensor:
+    """`selection.perturbation` of all members: α (K, E, M) whose largest entries are the chosen operations."""
+    alpha, members = alpha.clone(), torch.arange(len(alpha))
+    candidates = [m for m, name in enumerate(MICRO.operations) if name != "none"]
+    for edge in range(E):
+        losses = []
+        for m in candidates:
+            without = alpha.clone()
+            without[:, edge, m] = -math.inf
+            losses.append(loss(without))
+        best = torch.tensor(candidates)[torch.stack(losses).argmax(0)]
+        alpha[:, edge] = -math.inf
+        alpha[members, edge, best] = 0.0
+    return alpha.nan_to_num(neginf=-1e9)
+
+
 # -- the sweep --------------------------------------------------------------------------------------------------------
 
 
@@ -341,11 +365,17 @@ def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> Non
     configs, signs = zip(*(configured(*job) for job in jobs), strict=True)
     started = time.perf_counter()
 
-    def each_round(round_: int, alpha: Tensor) -> None:
+    def rows(jobs, round_: int, alpha: Tensor) -> bytes:
         cells = [microbench.index(discretize(MICRO, {"normal": a})) for a in alpha]
-        rows = [line(job, round_, cell, time.perf_counter() - started) for job, cell in zip(jobs, cells, strict=True)]
+        return b"".join(line(job, round_, cell, time.perf_counter() - started) for job, cell in zip(jobs, cells, strict=True))
+
+    def each_round(round_: int, alpha: Tensor, loss) -> None:
+        strength = [(m, {k: v for k, v in c.items() if k != "selection"}, s) for m, c, s in jobs]
+        text = rows(strength, round_, alpha)
+        if configs[0].selection == "perturbation":
+            text += rows(jobs, round_, perturbed(alpha, loss))
         with open(path, "ab", buffering=0) as file:
-            file.write(b"".join(rows))
+            file.write(text)
 
     searches(data, list(configs), list(signs), device, each_round)
 
@@ -376,8 +406,9 @@ def search_one(job: tuple[str, dict, int]) -> bytes:
     if config.selection == "strength":
         return row
     method, changes, seed = job
+    changes = {name: value for name, value in changes.items() if name != "selection"}
     strongest = microbench.index(discretize(MICRO, result.alphas))
-    return row + line((method, changes | {"selection": "strength"}, seed), config.rounds, strongest, result.seconds)
+    return row + line((method, changes, seed), config.rounds, strongest, result.seconds)
 
 
 def finished(path: Path) -> list[tuple[str, dict, int, int]]:
@@ -386,17 +417,23 @@ def finished(path: Path) -> list[tuple[str, dict, int, int]]:
     return [(m, c, s, cell) for m, c, s, round_, cell, _ in rows if round_ == configured(m, c, s)[0].rounds]
 
 
-def collect(path: Path, out: Path) -> None:
-    """The finished searches of `path` with other seeds than TUNING as the table that `microbench.found` reads."""
-    rows = {
-        (list(METHODS).index(method), seed): [method, seed, cell, json.dumps(changes)]
+def collect(path: Path, out: Path, tuning: bool) -> None:
+    """Write the finished searches of `path`, those with seeds of TUNING or the others, as a table; gzipped if its name says so.
+
+    `microbench.found` reads a table in which every method has one configuration.
+    """
+    rows = sorted(
+        (list(METHODS).index(method), json.dumps(changes), seed, cell)
         for method, changes, seed, cell in finished(path)
-        if seed not in TUNING
-    }
+        if (seed in TUNING) == tuning
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "seed", "cell", "changes"])
+    writer.writerows([list(METHODS)[method], seed, cell, changes] for method, changes, seed, cell in rows)
+    content = text.getvalue().encode()
     part = out.with_name(out.name + ".part")
-    with open(part, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([["method", "seed", "cell", "changes"], *(rows[key] for key in sorted(rows))])
+    part.write_bytes(gzip.compress(content, mtime=0) if out.suffix == ".gz" else content)
     os.replace(part, out)
 
 
@@ -412,9 +449,10 @@ def main() -> None:
     p.add_argument("--device", default="cpu", help="of --wide")
     p.add_argument("--workers", type=int, default=2, help="processes of one thread each, without --wide")
     p.add_argument("--collect", type=Path, metavar="TABLE", help="run nothing; write the finished searches of OUT to this table")
+    p.add_argument("--tuning", action="store_true", help="collect: the searches with tuning seeds, and no others")
     args = p.parse_args()
     if args.collect:
-        return collect(args.out, args.collect)
+        return collect(args.out, args.collect, args.tuning)
     done = [row[:3] for row in finished(args.out)]
     jobs = [(m, c, s) for s, m, c in itertools.product(range(*args.seeds), args.methods, args.changes) if (m, c, s) not in done]
     if args.wide:

@@ -7,7 +7,8 @@ stopped, puts what chapter 10 shows of it into dcpnas_lite/tables/paper-digits, 
 recipe at one size. A row is appended to dcpnas_lite/tables/paper-cells.csv as it comes; a row that is there is not repeated.
 The first line of the table is the recipe; below it:
 
-cell: found, published, random-K (K is the seed of its generator); bits; test_accuracy, validation_accuracy: shares of the
+cell: found; perturbed, which the same supernet gives by selection by perturbation; published; random-K (K is the seed of its
+generator); bits; test_accuracy, validation_accuracy: shares of the
 images; size_in_bits: of the whole network; genotype: JSON.
 """
 
@@ -27,10 +28,12 @@ import numpy as np
 import torch
 
 from dcpnas_lite import __main__ as command_line
+from dcpnas_lite.algorithm import checkpoint, loop
+from dcpnas_lite.algorithm.selection import perturbation
 from dcpnas_lite.data import digits
 from dcpnas_lite.evaluation.training import TrainConfig, train
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype, random_cell
-from dcpnas_lite.network.supernet import PAPER
+from dcpnas_lite.network.supernet import PAPER, Supernet
 
 TABLES = Path(__file__).resolve().parent.parent / "dcpnas_lite" / "tables"
 COLUMNS = "cell seed bits test_accuracy validation_accuracy size_in_bits genotype".split()
@@ -50,6 +53,18 @@ def ship(run: Path, target: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **history)
     command_line.write(target / "history.npz", buffer.getvalue())
+
+
+def perturbed(run: Path) -> Genotype:
+    """The cell that selection by perturbation reads off the searched Child; takes minutes, and is kept in the search's folder."""
+    path = run / "perturbation.json"
+    if not path.exists():
+        data, state = digits(), checkpoint.load(run / "checkpoint.pt")
+        config = loop.SearchConfig.from_json(state["config"])
+        child = Supernet(PAPER, config.channels, config.layers, len(data.classes), data.channels, binary=True)
+        child.load_state_dict(state["networks"]["child"])
+        command_line.write(path, perturbation(child, *data.validation[slice(loop.SELECTION_IMAGES)]).to_json() + "\n")
+    return command_line.read_genotype(path)
 
 
 def row(task: tuple[str, int, str, TrainConfig]) -> list:
@@ -102,7 +117,8 @@ def main() -> None:
         raise SystemExit(1)
     ship(options.run, options.tables / "paper-digits")
 
-    cells = {"found": command_line.read_genotype(options.run / "genotype.json"), "published": PUBLISHED}
+    found = command_line.read_genotype(options.run / "genotype.json")
+    cells = {"found": found, "perturbed": perturbed(options.run), "published": PUBLISHED}
     cells |= {f"random-{k}": random_cell(PAPER, k) for k in RANDOM}
     texts = {name: json.dumps(json.loads(cell.to_json())) for name, cell in cells.items()}
     trainings = {(name, str(seed), "1", texts[name]): TrainConfig(seed=seed, **config) for seed in SEEDS for name in cells}

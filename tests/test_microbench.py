@@ -19,7 +19,7 @@ import torch
 import dcpnas_lite.evaluation.microbench as mb
 from dcpnas_lite.evaluation.training import TrainConfig
 from dcpnas_lite.network.discrete import DiscreteNetwork
-from dcpnas_lite.network.genotype import Genotype
+from dcpnas_lite.network.genotype import Genotype, discretize
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -264,6 +264,26 @@ def test_a_wide_search_is_its_members(changes, monkeypatch):
         torch.testing.assert_close(alpha, search(data, config).alphas["normal"], rtol=0, atol=2e-4)
 
 
+def test_a_wide_selection_is_its_members(tmp_path):
+    import methods
+
+    from dcpnas_lite.algorithm.loop import search
+    from dcpnas_lite.data import digits
+
+    data = digits(size=8)
+    changes = {"channels": 2, "layers": 1, "rounds": 1, "steps": 2, "batch": 16, "selection": "perturbation"}
+    jobs = [("cp-nas", changes, seed) for seed in (0, 1, 2)]
+    methods.run(data, jobs, tmp_path / "a.jsonl", "cpu")
+    expected = []
+    for *_, seed in jobs:
+        result = search(data, methods.configured("cp-nas", changes, seed)[0])
+        expected.append((mb.index(discretize(mb.MICRO, result.alphas)), mb.index(result.genotype)))
+    rows = methods.finished(tmp_path / "a.jsonl")
+    cells = {(seed, "selection" in c): cell for _, c, seed, cell in rows}
+    assert [(cells[seed, False], cells[seed, True]) for seed in (0, 1, 2)] == expected
+    assert len({pair[1] for pair in expected}) > 1
+
+
 def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
     import methods
 
@@ -289,5 +309,5 @@ def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
     assert methods.finished(path) == [
         ("psi edge", changes, 3, cells[0]), ("as printed", changes, 3, cells[1]), ("psi edge", changes, 1003, 7)
     ]  # fmt: skip
-    methods.collect(path, tmp_path / "a.csv")  # neither tuning seeds nor searches that are still under way
+    methods.collect(path, tmp_path / "a.csv", tuning=False)  # neither tuning seeds nor searches that are still under way
     assert mb.found(tmp_path / "a.csv") == {"as printed": {3: cells[1]}, "psi edge": {3: cells[0]}}

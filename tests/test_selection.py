@@ -63,9 +63,9 @@ def written_out(net: Supernet, x, y) -> Genotype:
 @pytest.mark.parametrize("space", [CHAIN, ONE], ids=lambda s: s.name)
 def test_the_cell_is_the_one_written_out(space, binary):
     found = []
-    for seed in range(6):
+    for seed in range(3):
         torch.manual_seed(seed)
-        net = Supernet(space, 4, 3, binary=binary).double()
+        net = Supernet(space, 2, 2, binary=binary).double()
         with torch.no_grad():
             for a in net.alphas():
                 a.normal_()
@@ -75,14 +75,14 @@ def test_the_cell_is_the_one_written_out(space, binary):
         assert found[-1] == written_out(net, x, y)
         assert all(torch.equal(a, b) for a, b in zip(net.alphas(), before, strict=True))
         assert "none" not in str(found[-1]) and all(len(n) <= space.keep for c in found[-1].cells.values() for n in c)
-    assert len(set(map(str, found))) > 3
+    assert len(set(map(str, found))) > 1
 
 
 def test_a_search_reads_its_cell_by_perturbation(monkeypatch, tmp_path):
     monkeypatch.setitem(loop.SPACES, "chain", CHAIN)
     whole = digits(size=8)
-    parts = {name: Split(getattr(whole, name).x[:n], getattr(whole, name).y[:n]) for name, n in (("train", 24), ("validation", 20))}
-    data = dataclasses.replace(whole, **parts)
+    train, validation = (Split(s.x[:n], s.y[:n]) for s, n in ((whole.train, 24), (whole.validation, 20)))
+    data = dataclasses.replace(whole, train=train, validation=validation)
     config = SearchConfig(
         space="chain", channels=4, layers=1, rounds=1, steps=2, warmup=0, batch=8, tau=3, selection="perturbation"
     )

@@ -376,6 +376,7 @@ def test_the_trained_cells_are_the_shipped_ones():
         recipe, rows = json.loads(file.readline().removeprefix("#")), list(csv.DictReader(file))
     cells = {"found": Course.load(TABLES / "paper-digits").genotype, "published": PUBLISHED}
     cells |= {f"random-{k}": random_cell(PAPER, k) for k in range(3)}
+    cells["perturbed"] = Genotype.from_json(next(row["genotype"] for row in rows if row["cell"] == "perturbed"))
     assert sorted((row["cell"], row["seed"]) for row in rows) == sorted((name, str(k)) for name in cells for k in range(3))
     for row in rows:
         assert Genotype.from_json(row["genotype"]) == cells[row["cell"]] and row["bits"] == "1"
