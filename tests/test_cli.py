@@ -62,16 +62,14 @@ def test_other_settings_in_the_same_folder_are_refused(searched, capsys):
     assert len(error.splitlines()) == 1 and "other settings" in error
 
 
-def test_show_and_train(searched):
+def test_show_and_train(searched, capsys):
     folder, _ = searched
-    shown = run("show", folder)
-    assert shown.returncode == 0, shown.stderr
-    assert "Parent: weight loss" in shown.stdout and (folder / "losses.png").exists()
-    trained = run("train", folder, "--bits", 1, "--epochs", 1, "--channels", 4, "--layers", 1, "--quiet")
-    assert trained.returncode == 0, trained.stderr
+    assert main(["show", str(folder)]) == 0
+    assert "Parent: weight loss" in capsys.readouterr().out and (folder / "losses.png").exists()
+    assert main(["train", str(folder), "--bits=1", "--epochs=1", "--channels=4", "--layers=1", "--quiet"]) == 0
     row = json.loads((folder / "train-1bit-seed0.json").read_text())
     assert row["bits"] == 1 and 0 <= row["test_accuracy"] <= 1 and row["data"] == "digits"
-    assert f"{row['test_accuracy']:.4f}" in trained.stdout
+    assert f"{row['test_accuracy']:.4f}" in capsys.readouterr().out
 
 
 def test_interrupt_saves_and_the_same_command_goes_on(tmp_path):

@@ -272,7 +272,7 @@ def test_a_wide_selection_is_its_members(tmp_path):
 
     data = digits(size=8)
     changes = {"channels": 2, "layers": 1, "rounds": 1, "steps": 2, "batch": 16, "selection": "perturbation"}
-    jobs = [("cp-nas", changes, seed) for seed in (0, 1, 2)]
+    jobs = [("cp-nas", changes, seed) for seed in (0, 1)]
     methods.run(data, jobs, tmp_path / "a.jsonl", "cpu")
     expected = []
     for *_, seed in jobs:
@@ -280,7 +280,7 @@ def test_a_wide_selection_is_its_members(tmp_path):
         expected.append((mb.index(discretize(mb.MICRO, result.alphas)), mb.index(result.genotype)))
     rows = methods.finished(tmp_path / "a.jsonl")
     cells = {(seed, "selection" in c): cell for _, c, seed, cell in rows}
-    assert [(cells[seed, False], cells[seed, True]) for seed in (0, 1, 2)] == expected
+    assert [(cells[seed, False], cells[seed, True]) for seed in (0, 1)] == expected
     assert len({pair[1] for pair in expected}) > 1
 
 

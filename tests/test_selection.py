@@ -63,13 +63,13 @@ def written_out(net: Supernet, x, y) -> Genotype:
 @pytest.mark.parametrize("space", [CHAIN, ONE], ids=lambda s: s.name)
 def test_the_cell_is_the_one_written_out(space, binary):
     found = []
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         net = Supernet(space, 2, 2, binary=binary).double()
         with torch.no_grad():
             for a in net.alphas():
                 a.normal_()
-        x, y = torch.randn(12, 1, 8, 8, dtype=torch.float64), torch.arange(12) % 10
+        x, y = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.arange(6)
         before = [a.detach().clone() for a in net.alphas()]
         found.append(perturbation(net, x, y))
         assert found[-1] == written_out(net, x, y)
