@@ -36,7 +36,6 @@ from dcpnas_lite.data import digits
 from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.supernet import MICRO, Supernet, constant
 
-LATER = loop.TANGENT_BATCHES  # a step whose soft targets the tangent direction has not computed already
 GROWTH = {"channels": (4, 8, 16, 32), "layers": (3, 6, 9, 12), "batch": (16, 32, 64, 128), "edges": (1, 3, 6, 10)}
 
 
@@ -65,20 +64,25 @@ class Iteration:
     def __init__(self, **changes):
         config = loop.SearchConfig(warmup=0, **changes)
         self.run = loop._Run(digits(), config, None, "cpu", "float32", Group())
-        self.train, self.validation = self.run.batch("train", LATER, 0), self.run.batch("validation", LATER, 1)
+        self.train, self.validation = self.run.batch("train", 0, 0), self.run.batch("validation", 0, 1)
         self.parent, self.child = self.run.networks["parent"], self.run.networks["child"]
-        self.soft_targets = self.run.soft_targets(self.validation[0])
+        self.teach()
         self.phase()
 
+    def teach(self) -> None:
+        """The soft targets of TEACHER_STEPS steps."""
+        self.run.soft = {}
+        self.soft = {"parent": (None, None), "child": self.run.soft_targets(0, ("train", "validation"))}
+
     def phase(self) -> None:
-        """What happens once in a Child phase."""
-        self.run.tangent, self.run.soft = self.run.parent_tangent(0)
+        """What else happens once in a Child phase."""
+        self.run.tangent = self.run.parent_tangent(0)
 
     def weights(self, name: str) -> None:
-        self.run.weight_step(name, self.train, name == "child", LATER)
+        self.run.weight_step(name, self.train, self.soft[name][0], 0)
 
     def alphas(self, name: str) -> None:
-        self.run.alpha_step(name, self.train, self.validation, name == "child", LATER)
+        self.run.alpha_step(name, self.train, self.validation, self.soft[name], 0)
 
     def darts(self) -> None:
         """The architecture step of DARTS: the Parent's, without backtracking."""
@@ -94,26 +98,25 @@ class Iteration:
             "Child w": lambda: self.weights("child"),
             "Child α": lambda: self.alphas("child"),
             "phase": self.phase,
-            "soft targets": lambda: self.run.soft_targets(self.train[0]),
+            "soft targets": self.teach,
         }
 
-    def per_step(self, seconds: dict[str, float]) -> float:
-        """Seconds of what a phase does once, for each of its steps: the tangent direction, less the soft targets it saves."""
-        steps = self.run.config.steps
-        return (seconds["phase"] - min(LATER, steps) * seconds["soft targets"]) / steps
+    def shares(self, seconds: dict[str, float]) -> tuple[float, float]:
+        """Seconds of the soft targets and of the Parent's tangent direction, for each of the steps they serve."""
+        return seconds["soft targets"] / loop.TEACHER_STEPS, seconds["phase"] / self.run.config.steps
 
     def total(self, seconds: dict[str, float]) -> float:
         """Seconds of an iteration."""
-        return sum(seconds[name] for name in ("Parent w", "Parent α", "Child w", "Child α")) + self.per_step(seconds)
+        return sum(seconds[name] for name in ("Parent w", "Parent α", "Child w", "Child α")) + sum(self.shares(seconds))
 
     def backtrack(self) -> None:
         for cell_type, alpha in self.child.alpha.items():
             a, norms = alpha.detach(), backtracking.weight_norms(self.child, cell_type)
-            self.run.rule(backtracking.ArchitectureStep("child", cell_type, LATER, a, a, a, norms, lambda a=a: a))
+            self.run.rule(backtracking.ArchitectureStep("child", cell_type, 0, a, a, a, norms, lambda a=a: a))
 
     def tangent(self, curvature: str) -> None:
         """The gradient of −G + λ D, or with curvature "none" that of −G alone."""
-        x, soft, generator = self.validation[0], self.soft_targets, torch.Generator().manual_seed(0)
+        x, soft, generator = self.validation[0], self.soft["child"][1], torch.Generator().manual_seed(0)
         with constant(self.child.weights()):
             if curvature == "none":
                 torch.autograd.grad(-kl_gain(self.child(x), soft), self.child.alphas())
@@ -146,14 +149,15 @@ def cost(repeats: int) -> list[list]:
         "DCP-NAS": total,
     }
     tangent = seconds["sampled"] - seconds["none"]
+    soft_targets, direction = it.shares(seconds)
     parts = {
         "Parent w": seconds["Parent w"],
         "Parent α": seconds["DARTS α"],
-        "soft targets": 2 * seconds["soft targets"],
-        "Child w": seconds["Child w"] - seconds["soft targets"] - seconds["L_R"],
+        "soft targets": soft_targets,
+        "Child w": seconds["Child w"] - seconds["L_R"],
         "L_R": seconds["L_R"],
-        "Child α": seconds["Child α"] - seconds["soft targets"] - tangent - seconds["backtracking"],
-        "tangent": tangent + it.per_step(seconds),
+        "Child α": seconds["Child α"] - tangent - seconds["backtracking"],
+        "tangent": tangent + direction,
         "backtracking": seconds["backtracking"] + seconds["Parent α"] - seconds["DARTS α"],
     }
     curvatures = {c: seconds[c] for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")}
@@ -189,7 +193,7 @@ def growth(repeats: int) -> list[list]:
                 changes |= {what: value}
             it = Iteration(**changes)
             seconds = timed(it.steps(), repeats)
-            memory = kept(it.child, it.run.weight_loss("child", it.train, it.run.soft_targets(it.train[0])))
+            memory = kept(it.child, it.run.weight_loss("child", it.train, it.soft["child"][0]))
             found.append([seconds["Parent w"] + seconds["DARTS α"], it.total(seconds), memory])
         slopes = [np.polyfit(np.log(values), np.log(column), 1)[0] for column in zip(*found, strict=True)]
         rows += [[what, value, *figures, *slopes] for value, figures in zip(values, found, strict=True)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import gzip
 import io
 import itertools
@@ -45,8 +46,7 @@ from dcpnas_lite.network.supernet import MICRO, Supernet
 TUNING = range(1000, 1020)
 E, M = len(MICRO.edges), len(MICRO.operations)
 
-#: One network alone takes as many steps as the two together.
-ALONE = {"rounds": 2 * SearchConfig.rounds, "lam": 0.0, "backtracking": "none"}
+ALONE = {"lam": 0.0, "backtracking": "none"}
 #: What each method changes. `sign` −1 is the plus sign the source prints before F: it climbs the tangent distance.
 METHODS = {
     "dcp-nas": {},
@@ -213,7 +213,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
     alpha_lr, alpha_decay, lam = (
         torch.tensor([getattr(c, name) for c in configs])[:, None, None] for name in ("alpha_lr", "alpha_decay", "lam")
     )
-    lam = lam * torch.tensor(signs)[:, None, None]
+    lam = lam * first.tangent_every * torch.tensor(signs)[:, None, None]
     step_size = {name: alpha_lr for name in phases}
     if len(phases) == 2:
         step_size["parent"] = alpha_lr * torch.tensor([c.parent_share for c in configs])[:, None, None]
@@ -247,7 +247,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
     total = first.rounds * first.steps
     for round_ in tqdm(range(first.rounds), disable=not progress, mininterval=5):
         for name in phases:
-            net, teach, tangent = nets[name], name == "child" and len(phases) == 2, None
+            net, teach, tangent, soft = nets[name], name == "child" and len(phases) == 2, None, []
             if teach and lam.any() and round_ >= first.warmup:
                 directions = []
                 for n in range(min(TANGENT_BATCHES, first.steps)):
@@ -259,17 +259,23 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
                 n = round_ * first.steps + step
                 (x, y), (vx, vy) = batch("train", n, 0), batch("validation", n, 1)
                 current = alpha[name].to(device)
-                with torch.no_grad():
-                    soft, vsoft = (nets["parent"](b, alpha["parent"].to(device)) if teach else None for b in (x, vx))
+                if teach and not soft:  # as `_Run.soft_targets`
+                    steps = range(n, n + min(loop.TEACHER_STEPS, first.steps - step))
+                    sources = [("train", 0), ("validation", 1)][: 1 + (round_ >= first.warmup)]
+                    images = [batch(split, m, salt)[0] for m in steps for split, salt in sources]
+                    with torch.no_grad():
+                        soft = list(nets["parent"](torch.cat(images), alpha["parent"].to(device)).split(first.batch, 1))
+                target = soft.pop(0) if teach else None
+                vtarget = soft.pop(0) if teach and round_ >= first.warmup else None
                 logits = net(x, current)
-                loss = -gain(logits, soft) if teach else cross_entropy(logits, y)
+                loss = -gain(logits, target) if teach else cross_entropy(logits, y)
                 weights[name].step(loss.sum(), mu, 0.5 * (1 + math.cos(math.pi * n / total)))
                 if round_ < first.warmup:
                     continue
-                if teach and lam.any():
+                if teach and lam.any() and step % first.tangent_every == 0:
                     copies = current.expand(first.batch, -1, -1, -1).clone().requires_grad_()
                     out = net(vx, copies)
-                    gradient = torch.autograd.grad(gain(out, vsoft).sum(), copies, retain_graph=True)[0].sum(0)
+                    gradient = torch.autograd.grad(gain(out, vtarget).sum(), copies, retain_graph=True)[0].sum(0)
                     drawn = torch.multinomial(out.detach().softmax(-1).flatten(0, 1), 1).view(k, -1)
                     scores = torch.autograd.grad(-cross_entropy(out, drawn).sum() * first.batch, copies)[0]
                     g = gradient.cpu()
@@ -280,7 +286,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
                 else:
                     a = current.requires_grad_()
                     out = net(vx, a)
-                    loss = -gain(out, vsoft) if teach else cross_entropy(out, vy)
+                    loss = -gain(out, vtarget) if teach else cross_entropy(out, vy)
                     gradient = torch.autograd.grad(loss.sum(), a)[0].cpu()
                 before = alpha[name]
                 after = before - step_size[name] * adam(moments[name], gradient + alpha_decay * before, 0.5, 0.999)
@@ -288,7 +294,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
                 index = n - first.warmup * first.steps
                 couplings: list = []
 
-                def coupling(i, net=net, name=name, before=before, args=(x, y, vx, vy, soft, vsoft, teach), store=couplings):
+                def coupling(i, net=net, name=name, before=before, args=(x, y, vx, vy, target, vtarget, teach), store=couplings):
                     if not store:
                         store.append(wide_coupling(net, weights[name], before.to(device), *args, gain, cross_entropy, mu))
                     return store[0][i]
@@ -351,9 +357,12 @@ def perturbed(alpha: Tensor, loss) -> Tensor:
 
 
 def configured(method: str, changes: dict, seed: int) -> tuple[SearchConfig, int]:
-    """The configuration of a search and the sign of its tangent term."""
+    """The configuration of a search and the sign of its tangent term. One network alone takes as many steps as the two do."""
     changes = changes | METHODS[method]
-    return SearchConfig(seed=seed, **{k: v for k, v in changes.items() if k != "sign"}), changes.get("sign", 1)
+    config = SearchConfig(seed=seed, **{k: v for k, v in changes.items() if k != "sign"})
+    if config.networks != "both":
+        config = dataclasses.replace(config, rounds=2 * config.rounds)
+    return config, changes.get("sign", 1)
 
 
 def line(job: tuple[str, dict, int], round_: int, cell: int, seconds: float) -> bytes:

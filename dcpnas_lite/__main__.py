@@ -195,14 +195,14 @@ def run_one(args: argparse.Namespace, device, first: bool) -> int:
 
 
 def summary(seed: int, result) -> dict:
-    """A search in one row: its cell, and the losses and the distance D of the last step; null where there is none."""
+    """A search in one row: its cell, and the last losses and the last distance D; null where there is none."""
     row = {"seed": seed, "cell": str(result.genotype).replace("\n", "; ")}
     for code, name in enumerate(("parent", "child")):
         for quantity in ("weight_loss", "alpha_loss"):
             values = result.history[quantity][result.history["network"] == code] if result.history else ()
             row[f"{name}_{quantity}"] = float(values[-1]) if len(values) else None
-    distance = float(result.history["distance"][-1]) if result.history else math.nan
-    return row | {"distance": None if math.isnan(distance) else distance, "seconds": round(result.seconds, 1)}
+    distances = [d for d in result.history.get("distance", ()) if not math.isnan(d)]
+    return row | {"distance": float(distances[-1]) if distances else None, "seconds": round(result.seconds, 1)}
 
 
 def run_seeds(args: argparse.Namespace) -> int:

@@ -205,7 +205,7 @@ def test_ranges_of_seeds():
     assert parse_seeds("0-2,7,1") == [0, 1, 2, 7] and parse_seeds("5") == [5] and parse_seeds("3-3") == [3]
 
 
-LARGE = dict(space="paper", seed=3, layers=3, rounds=5)
+LARGE = dict(space="paper", seed=3, layers=3, rounds=5, tangent_every=2)
 
 
 @pytest.mark.parametrize(

@@ -88,21 +88,59 @@ def test_memory_does_not_grow_with_the_steps():
         assert len(sizes) == 5 and sizes[0] > 0 and len(set(sizes)) == 1
 
 
-def test_soft_targets_of_the_tangent_batches_are_shared_exactly(monkeypatch):
-    """A Child phase computes the Parent's logits of a validation batch once, and they are those of the batch."""
-    config = SearchConfig(channels=2, layers=1, steps=6, warmup=0, batch=8)
+def test_soft_targets_of_several_steps_are_computed_at_once_by_the_fixed_parent(monkeypatch):
+    """A Child phase of 6 steps asks the Parent twice, for four steps and for two; in a warmup round for training images alone."""
+    config = SearchConfig(channels=2, layers=1, rounds=2, steps=6, warmup=1, batch=8)
     run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
-    asked = []
-    compute = run.soft_targets
-    monkeypatch.setattr(run, "soft_targets", lambda x: asked.append(x) or compute(x))
-    while run.done < 12:
+    asked, answers, used = [], [], []
+    parent, gain = run.networks["parent"], loop.kl_gain
+    forward = parent.forward
+
+    def spied(x):
+        out = forward(x)
+        if not torch.is_grad_enabled():
+            asked.append(x)
+            answers.extend(out.split(8))
+        return out
+
+    monkeypatch.setattr(parent, "forward", spied)
+    monkeypatch.setattr(loop, "kl_gain", lambda child, teacher: used.append(teacher) or gain(child, teacher))
+    while run.done < run.total:
         run.step()
-        if run.soft:
-            for n, logits in enumerate(run.soft):
-                assert torch.equal(logits, compute(run.batch("validation", n, 1)[0])) and not logits.requires_grad
-    assert loop.TANGENT_BATCHES == 4
-    assert len(asked) == 6 + 2  # six training batches, and the validation batches after the first four
-    assert all(torch.equal(x, run.batch("validation", n, 1)[0]) for x, n in zip(asked[5::2], (4, 5), strict=False))
+    images = [
+        torch.cat([run.batch(split, n, salt)[0] for n in steps for salt, split in enumerate(splits)])
+        for splits, *blocks in ((("train",), range(4), (4, 5)), (("train", "validation"), range(6, 10), (10, 11)))
+        for steps in blocks
+    ]
+    assert len(asked) == 4 and all(torch.equal(got, want) for got, want in zip(asked, images, strict=True))
+    assert loop.TEACHER_STEPS == 4 and len(used) == 6 + 2 * 6 and not any(t.requires_grad for t in used)
+    assert all(torch.equal(got, want) for got, want in zip(used, answers, strict=True))
+
+
+def test_lazy_tangent_enters_every_so_many_steps_with_as_many_times_lambda(monkeypatch):
+    """Gradients of −G + λ D in the first and third step and of −G alone between them, for λ = 0.5 taken every 2 steps."""
+    config = SearchConfig(channels=2, layers=1, rounds=1, steps=4, warmup=0, batch=8, lam=0.5, tangent_every=2, backtracking="none")
+    run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
+    terms, gradients = [], []
+    original, step = loop.tangent_gradient, run.alpha_optimizers["child"].step
+
+    def recorded(*args, **kwargs):
+        terms.append((run.done, *original(*args, **kwargs)))
+        return terms[-1][1:]
+
+    def spied():
+        gradients.append(run.networks["child"].alphas()[0].grad.clone())
+        step()
+
+    monkeypatch.setattr(loop, "tangent_gradient", recorded)
+    monkeypatch.setattr(run.alpha_optimizers["child"], "step", spied)
+    while run.done < run.total:
+        run.step()
+    assert [done for done, *_ in terms] == [4, 6]
+    for gradient, (_, _, of_gain, of_distance) in zip(gradients[::2], terms, strict=True):
+        torch.testing.assert_close(gradient, 2 * 0.5 * of_distance[0] - of_gain[0], rtol=0, atol=0)
+        assert of_distance[0].any()
+    assert [bool(torch.isnan(torch.tensor(r["distance"]))) for r in run.history[4:]] == [False, True, False, True]
 
 
 def test_second_order_darts_is_the_direct_gradient_and_the_coupling(monkeypatch):

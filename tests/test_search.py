@@ -87,7 +87,7 @@ def plain_algorithm_10(data: Data, config: SearchConfig) -> tuple[list[dict], di
     def likelihood(logits, y):
         return logits.log_softmax(1)[range(len(y)), y].mean()
 
-    def weight_loss(net, call, x, y):
+    def weight_loss(net, call, x, y, soft):
         if net is parent:
             return -likelihood(call(x), y)
         error = sum(
@@ -95,10 +95,10 @@ def plain_algorithm_10(data: Data, config: SearchConfig) -> tuple[list[dict], di
             for m in net.modules()
             if isinstance(m, BinaryConv2d)
         )
-        return -gain(call(x), parent(x).detach()) + config.mu * error
+        return -gain(call(x), soft) + config.mu * error
 
-    def alpha_loss(net, call, x, y):
-        return -likelihood(call(x), y) if net is parent else -gain(call(x), parent(x).detach())
+    def alpha_loss(net, call, x, y, soft):
+        return -likelihood(call(x), y) if net is parent else -gain(call(x), soft)
 
     def coupling(net, train, validation):
         """dL(w − ξ ∇L_w, α)/∂α through the step, minus ∂L/∂α, in one graph."""
@@ -120,8 +120,11 @@ def plain_algorithm_10(data: Data, config: SearchConfig) -> tuple[list[dict], di
                 x, y = batch(data.validation, n, 1)
                 directions.append(torch.autograd.grad(likelihood(parent(x), y), parent.alphas()))
             tangent = [torch.stack(parts).mean(0) for parts in zip(*directions, strict=True)]
-            for n in range(first, first + config.steps):
-                train, validation = batch(data.train, n, 0), batch(data.validation, n, 1)
+            steps = range(first, first + config.steps)  # no more than the Parent is asked for at once
+            images = [batch(split, n, salt)[0] for n in steps for split, salt in ((data.train, 0), (data.validation, 1))]
+            soft = parent(torch.cat(images)).detach().split(config.batch)
+            for k, n in enumerate(steps):
+                train, validation = (*batch(data.train, n, 0), soft[2 * k]), (*batch(data.validation, n, 1), soft[2 * k + 1])
                 by_weights, by_alphas = optimizers[net]
                 by_weights.param_groups[0]["lr"] = (
                     config.weight_lr * (1 + math.cos(math.pi * n / (config.rounds * config.steps))) / 2

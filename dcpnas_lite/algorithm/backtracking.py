@@ -57,19 +57,23 @@ def weight_norms(network: Supernet, cell_type: str) -> Float[Tensor, " M"]:
     w_m is all convolution weights of the operation, β ∘ sign(w) where they are binarized. As in the source a pooling
     operation counts as w_m = 1/(3 × 3), the identity as 1, and none as 0.
     """
-    with torch.no_grad():
-        total, count = torch.zeros(len(network.space.operations)), torch.zeros(len(network.space.operations))
-        for _, m, name, op in network.edge_operations(cell_type):
-            count[m] += 1
-            if name in CONVOLUTIONS:
-                for conv in op.modules():
-                    if isinstance(conv, BinaryConv2d):  # ‖β ∘ sign(w)‖² needs no sign
-                        total[m] += conv.beta().square().sum().item() * conv.weight[0].numel()
-                    elif isinstance(conv, nn.Conv2d):
-                        total[m] += conv.weight.square().sum().item()
-            else:
-                total[m] += {"none": 0.0, "skip_connect": 1.0}.get(name, (1 / 9) ** 2)
-        return total / count.clamp(min=1)
+    operations, kernels = network.space.operations, {}
+    count = torch.zeros(len(operations))
+    for _, m, name, op in network.edge_operations(cell_type):
+        count[m] += 1
+        if name in CONVOLUTIONS:
+            for conv in op.modules():
+                if isinstance(conv, BinaryConv2d | nn.Conv2d):
+                    kernels.setdefault(conv.weight.shape, []).append((m, conv.weight))
+    fixed = {"skip_connect": 1.0, "max_pool_3x3": (1 / 9) ** 2, "avg_pool_3x3": (1 / 9) ** 2}
+    total = count * torch.tensor([fixed.get(name, 0.0) for name in operations])
+    for pairs in kernels.values():  # all kernels of one shape at once
+        owners, weights = zip(*pairs, strict=True)
+        w = torch.stack(weights).detach().flatten(2)  # (kernels, C_out, weights of a channel)
+        if network.binary:
+            w = w.abs().mean(2, keepdim=True).expand_as(w)  # ‖β ∘ sign(w)‖² needs no sign
+        total.index_add_(0, torch.tensor(owners), w.square().sum((1, 2)).to(total))
+    return total / count.clamp(min=1)
 
 
 def ranking(norms: Float[Tensor, " M"]) -> Int[Tensor, " M"]:
