@@ -168,6 +168,16 @@ def test_factorized_reduce_sees_every_second_pixel_of_two_grids():
     torch.testing.assert_close(reduce(x), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_no_pointwise_convolution_of_stride_2_is_left_to_torch(binary, affine):
+    """With few input channels, channels last, torch's own corrupts its memory."""
+    for name in OPERATIONS:
+        for module in operation(name, 4, 2, binary, affine).modules():
+            if isinstance(module, nn.Conv2d | BinaryConv2d) and module.weight.shape[2] == 1:
+                assert module.stride in (1, (1, 1))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("binary", [False, True])
 def test_operations_of_the_same_key_enter_alike(stride, binary):
