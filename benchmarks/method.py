@@ -7,8 +7,8 @@ does. An iteration is one weight step and one architecture step of each network,
 once a phase counts with its share of a step.
 
 method-cost.csv: group, name, seconds (median), ratio. In the group "iteration" the ratio is to first-order DARTS on the same
-supernet and batch; in "part" it is the share of the DCP-NAS iteration; in "curvature" it is the gradient of −G + λ D over
-that of −G alone.
+supernet and batch, and in "iteration 3x32x32" with noise of that size in place of the digits; in "part" it is the share of the
+DCP-NAS iteration; in "curvature" it is the gradient of −G + λ D over that of −G alone.
 scaling.csv: what (channels, layers, batch or edges), its value, the seconds of an iteration of DARTS and of DCP-NAS, what the
 Child's weight step keeps for its backward pass in MiB, and for each of these the exponent fitted on a log-log scale.
 """
@@ -32,7 +32,7 @@ from dcpnas_lite.algorithm import backtracking, loop
 from dcpnas_lite.algorithm.distributed import Group
 from dcpnas_lite.algorithm.objectives import kl_gain, nas_loss, network_reconstruction
 from dcpnas_lite.algorithm.tangent import tangent_gradient
-from dcpnas_lite.data import digits
+from dcpnas_lite.data import Data, digits
 from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.supernet import MICRO, Supernet, constant
 
@@ -61,9 +61,9 @@ def unrolled_gradient(net: Supernet, train: tuple, validation: tuple, step: floa
 class Iteration:
     """A search of the given configuration, held at one step of its Child phase."""
 
-    def __init__(self, **changes):
+    def __init__(self, data: Data | None = None, **changes):
         config = loop.SearchConfig(warmup=0, **changes)
-        self.run = loop._Run(digits(), config, None, "cpu", "float32", Group())
+        self.run = loop._Run(data or digits(), config, None, "cpu", "float32", Group())
         self.train, self.validation = self.run.batch("train", 0, 0), self.run.batch("validation", 0, 1)
         self.parent, self.child = self.run.networks["parent"], self.run.networks["child"]
         self.teach()
@@ -81,8 +81,9 @@ class Iteration:
     def weights(self, name: str) -> None:
         self.run.weight_step(name, self.train, self.soft[name][0], 0)
 
-    def alphas(self, name: str) -> None:
-        self.run.alpha_step(name, self.train, self.validation, self.soft[name], 0)
+    def alphas(self, name: str, step: int = 0) -> None:
+        """The architecture step; the Child's has the tangent in step 0 and then every `tangent_every` steps."""
+        self.run.alpha_step(name, self.train, self.validation, self.soft[name], step)
 
     def darts(self) -> None:
         """The architecture step of DARTS: the Parent's, without backtracking."""
@@ -97,6 +98,7 @@ class Iteration:
             "DARTS α": self.darts,
             "Child w": lambda: self.weights("child"),
             "Child α": lambda: self.alphas("child"),
+            "Child α between": lambda: self.alphas("child", self.run.config.tangent_every - 1),
             "phase": self.phase,
             "soft targets": self.teach,
         }
@@ -105,9 +107,25 @@ class Iteration:
         """Seconds of the soft targets and of the Parent's tangent direction, for each of the steps they serve."""
         return seconds["soft targets"] / loop.TEACHER_STEPS, seconds["phase"] / self.run.config.steps
 
+    def child_alpha(self, seconds: dict[str, float]) -> float:
+        """Mean seconds of the Child's architecture steps."""
+        every = self.run.config.tangent_every
+        return (seconds["Child α"] + (every - 1) * seconds["Child α between"]) / every
+
     def total(self, seconds: dict[str, float]) -> float:
         """Seconds of an iteration."""
-        return sum(seconds[name] for name in ("Parent w", "Parent α", "Child w", "Child α")) + sum(self.shares(seconds))
+        alone = sum(seconds[name] for name in ("Parent w", "Parent α", "Child w"))
+        return alone + self.child_alpha(seconds) + sum(self.shares(seconds))
+
+    def iterations(self, seconds: dict[str, float], second_order: dict[str, float]) -> dict[str, float]:
+        """Seconds of an iteration of each method."""
+        total = self.total(seconds)
+        return {
+            "DARTS, first order": seconds["Parent w"] + seconds["DARTS α"],
+            **second_order,
+            "DCP-NAS": total,
+            "DCP-NAS, tangent in every step": total - self.child_alpha(seconds) + seconds["Child α"],
+        }
 
     def backtrack(self) -> None:
         for cell_type, alpha in self.child.alpha.items():
@@ -127,9 +145,19 @@ class Iteration:
                 )  # fmt: skip
 
 
+def noise() -> Data:
+    """Images of the size of CIFAR-10's, as many as there are digits."""
+    data = digits()
+    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    return dataclasses.replace(
+        data, **{name: dataclasses.replace(split, x=torch.randn(len(split), 3, 32, 32)) for name, split in splits.items()}
+    )
+
+
 def cost(repeats: int) -> list[list]:
     """The rows of method-cost.csv, on the space of the source with the default search on the digits."""
-    it = Iteration(space="paper", **loop.DEFAULTS["paper"])
+    paper = {"space": "paper"} | loop.DEFAULTS["paper"]
+    it = Iteration(**paper)
     binary = [m.weight for m in it.child.modules() if isinstance(m, BinaryConv2d)]
     step = it.run.config.weight_lr
     seconds = timed(
@@ -142,13 +170,9 @@ def cost(repeats: int) -> list[list]:
         | {c: lambda c=c: it.tangent(c) for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")},
         repeats,
     )
-    darts, total = seconds["Parent w"] + seconds["DARTS α"], it.total(seconds)
-    iterations = {
-        "DARTS, first order": darts,
-        "DARTS, second order": seconds["Parent w"] + seconds["second order"],
-        "DCP-NAS": total,
-    }
-    tangent = seconds["sampled"] - seconds["none"]
+    iterations = it.iterations(seconds, {"DARTS, second order": seconds["Parent w"] + seconds["second order"]})
+    total, every = it.total(seconds), it.run.config.tangent_every
+    tangent = (seconds["sampled"] - seconds["none"]) / every
     soft_targets, direction = it.shares(seconds)
     parts = {
         "Parent w": seconds["Parent w"],
@@ -156,12 +180,20 @@ def cost(repeats: int) -> list[list]:
         "soft targets": soft_targets,
         "Child w": seconds["Child w"] - seconds["L_R"],
         "L_R": seconds["L_R"],
-        "Child α": seconds["Child α"] - tangent - seconds["backtracking"],
+        "Child α": it.child_alpha(seconds) - tangent - seconds["backtracking"],
         "tangent": tangent + direction,
         "backtracking": seconds["backtracking"] + seconds["Parent α"] - seconds["DARTS α"],
     }
     curvatures = {c: seconds[c] for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")}
-    groups = (("iteration", iterations, darts), ("part", parts, total), ("curvature", curvatures, seconds["none"]))
+    large = Iteration(noise(), **paper)
+    on_large = large.iterations(timed(large.steps(), repeats), {})
+    first = "DARTS, first order"
+    groups = (
+        ("iteration", iterations, iterations[first]),
+        ("iteration 3x32x32", on_large, on_large[first]),
+        ("part", parts, total),
+        ("curvature", curvatures, seconds["none"]),
+    )
     return [[group, name, value, value / unit] for group, values, unit in groups for name, value in values.items()]
 
 

@@ -119,7 +119,7 @@ def test_soft_targets_of_several_steps_are_computed_at_once_by_the_fixed_parent(
 
 def test_lazy_tangent_enters_every_so_many_steps_with_as_many_times_lambda(monkeypatch):
     """Gradients of −G + λ D in the first and third step and of −G alone between them, for λ = 0.5 taken every 2 steps."""
-    config = SearchConfig(channels=2, layers=1, rounds=1, steps=4, warmup=0, batch=8, lam=0.5, tangent_every=2, backtracking="none")
+    config = SearchConfig(channels=2, layers=1, rounds=1, steps=4, warmup=0, batch=8, lam=0.5, tangent_every=2)
     run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
     terms, gradients = [], []
     original, step = loop.tangent_gradient, run.alpha_optimizers["child"].step

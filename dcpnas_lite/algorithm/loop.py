@@ -227,10 +227,10 @@ def search(
     precision: "float32", or "bfloat16" for the forward passes (see `network.precision`); α, losses and tangents stay float32.
 
     history has, per architecture step: `network` (0 Parent, 1 Child), `weight_loss`, `alpha_loss`, `distance` (D, nan in the
-    Parent and where `tangent_every` leaves it out), and per cell type `alpha/T` (E, M) and, where the rule has one, `psi/T`. With `measure_every`, at the steps
-    numbered in `measured`: `coupling/T` (E, M), `coupling_cosine/T` between the rule's correction and −C, `captured/T` (4:
-    share of ‖C‖² that ψ of each of `SHAPES` can carry), `gradient_ratio` ‖C‖/‖∂L/∂α‖, and `trust` (cosine of −F v with H_G v;
-    nan in the Parent).
+    Parent and where `tangent_every` leaves it out), and per cell type `alpha/T` (E, M) and, where the rule has one, `psi/T`.
+    With `measure_every`, at the steps numbered in `measured`: `coupling/T` (E, M), `coupling_cosine/T` between the rule's
+    correction and −C, `captured/T` (4: share of ‖C‖² that ψ of each of `SHAPES` can carry), `gradient_ratio` ‖C‖/‖∂L/∂α‖, and
+    `trust` (cosine of −F v with H_G v; nan in the Parent).
 
     Where torch.distributed is initialised (and `device` is this process's own), its processes share the search: each takes its
     part of every batch, process 0 reads and writes the checkpoint and shows the progress, and all return the same result. They
