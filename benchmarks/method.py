@@ -176,13 +176,13 @@ def cost(repeats: int) -> list[list]:
     soft_targets, direction = it.shares(seconds)
     parts = {
         "Parent w": seconds["Parent w"],
-        "Parent α": seconds["DARTS α"],
+        "Parent α": seconds["Parent α"] - seconds["backtracking"],
         "soft targets": soft_targets,
         "Child w": seconds["Child w"] - seconds["L_R"],
         "L_R": seconds["L_R"],
         "Child α": it.child_alpha(seconds) - tangent - seconds["backtracking"],
         "tangent": tangent + direction,
-        "backtracking": seconds["backtracking"] + seconds["Parent α"] - seconds["DARTS α"],
+        "backtracking": 2 * seconds["backtracking"],
     }
     curvatures = {c: seconds[c] for c in ("none", "rank_one", "sampled", "gauss_newton", "hessian")}
     large = Iteration(noise(), **paper)

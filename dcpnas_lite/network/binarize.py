@@ -27,7 +27,8 @@ def _sign(x: Tensor, shift: float = 0.0) -> Tensor:
     """sign(x) + shift with sign(0) = +1; NaN stays NaN.
 
     The straight-through estimator is torch's own derivative of hardtanh, in reverse and forward mode and as often as need be:
-    only the values of hardtanh are replaced. Its derivative is 0 at the ends, so they are the first numbers beyond ±1.
+    only the values are replaced, of which the derivative makes no use. It is 0 at the ends, so they are the first numbers
+    beyond ±1.
     """
     end = 1 + torch.finfo(x.dtype).eps
     out = F.hardtanh(x, -end, end)
