@@ -60,8 +60,8 @@ class Dilated(nn.Module):
 
     The same numbers as dilation 2 with twice the padding of `conv`, and several times faster on a CPU. With stride 2 only
     one of the four grids is seen. Odd sizes are filled up with the border value of `conv`, and cropped again.
-    A 1 × 1 convolution of stride 2 is computed like this, too: channels last and with at most 4 input channels, torch's own
-    (2.13, on a CPU) writes beyond its memory.
+    A 1 × 1 convolution of stride 2 with fewer than 8 input channels is computed like this, too: channels last, torch's own
+    (2.13, on a CPU) writes beyond its memory there.
     """
 
     def __init__(self, conv: nn.Module, stride: int):
@@ -99,7 +99,7 @@ def convolution(
     Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign → convolution → PReLU. In a supernet the sign comes
     with the BatchNorm, so that operations that leave a node share it, and the PReLU with the convolution.
     """
-    dilated = dilated or (kernel == 1 and stride == 2)  # see `Dilated`
+    dilated = dilated or (kernel == 1 and stride == 2 and c_in < 8)  # see `Dilated`
     geometry = dict(stride=1 if dilated else stride, padding=kernel // 2, groups=groups)
     if not binary:
         conv = nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry)
