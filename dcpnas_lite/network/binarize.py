@@ -32,7 +32,8 @@ def _sign(x: Tensor, shift: float = 0.0) -> Tensor:
     """
     end = 1 + torch.finfo(x.dtype).eps
     out = F.hardtanh(x, -end, end)
-    out.data.clamp_(-1, 0).floor_().mul_(2).add_(1 + shift)
+    low = out.data.clamp_(-1, 0).floor_()  # −1 or 0
+    torch.add(torch.full((), 1 + shift, dtype=x.dtype, device=x.device), low, alpha=2, out=low)
     return out
 
 
