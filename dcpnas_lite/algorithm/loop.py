@@ -378,8 +378,8 @@ class _Run:
     def soft_targets(self, n: int, splits: Sequence[str]) -> list[Tensor]:
         """The Parent's logits of the Child's n-th batch of each of `splits`.
 
-        The Parent is fixed during a phase of the Child, so those of TEACHER_STEPS steps are computed together, which takes about
-        40 % less time; BatchNorm then normalises by all their images.
+        The Parent is fixed during a phase of the Child, so those of TEACHER_STEPS steps are computed together, which takes less
+        time on small images; BatchNorm then normalises by all their images.
         """
         if n not in self.soft:
             k = n % self.config.steps

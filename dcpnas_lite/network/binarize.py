@@ -97,7 +97,7 @@ def scaled_prelu(
     """PReLU(β ∘ count) = β ∘ PReLU(count) for scales β ≥ 0; the derivative at count = 0 is that from below, β · slope.
 
     `bias` is a summand of `count` that was added as a constant, and gets its derivative here: one sum over what is there anyway,
-    where a convolution on a CPU takes about a fifth longer for it.
+    which on small images takes less time than in a convolution on a CPU.
     """
     return _ScaledPReLU.apply(count, beta, slope, None if bias is None else bias - bias.detach())
 
