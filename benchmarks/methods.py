@@ -1,7 +1,17 @@
-"""Search methods scored on the micro tables, one search after the other or many side by side in one wide supernet.
+r"""Search methods scored on the micro tables, one search after the other or many side by side in one wide supernet.
 
-    python benchmarks/methods.py --data digits --out runs/methods-digits.jsonl --wide --device cuda     # on a GPU
-    python benchmarks/methods.py --data digits --out runs/methods-digits.jsonl --workers 2              # plain searches
+The tables of chapter 11: all methods in a small setting, on both data sets; louder and softer tangents; the final network's size.
+
+    SMALL='"channels": 4, "batch": 16, "rounds": 4, "steps": 9, "alpha_lr": 0.06'
+    python benchmarks/methods.py --wide 60 --changes "{$SMALL}" --out runs/small-digits.jsonl
+    python benchmarks/methods.py --wide 60 --changes "{$SMALL}" --out runs/small-fashion.jsonl --data fashion_mnist --seeds 0 5
+    python benchmarks/methods.py --wide 60 --out runs/lambda-digits.jsonl --methods dcp-nas --changes "{$SMALL, \"lam\": 10.0}"
+    python benchmarks/methods.py --workers 2 --out runs/scored-digits.jsonl --methods dcp-nas cp-nas bnas darts --changes \
+        '{"channels": 16, "layers": 3, "rounds": 6, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"}'
+
+A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE` writes the finished searches as a
+table: methods-digits.csv, methods-fashion_mnist.csv, lambda-digits.csv, selection-digits.csv. Their rows name all changes, so
+also the other λ. On a CPU, 60 small searches side by side take about six minutes of one core, and a large one takes two.
 
 Every member of the wide supernet is one search of `dcpnas_lite.search` with its own seed, weights, batches, λ and backtracking
 rule; tests compare the two. The hyper-parameters are chosen on the validation accuracy of the tables with the seeds of TUNING,
@@ -23,6 +33,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -65,6 +76,17 @@ METHODS = {
     "darts": ALONE | {"networks": "parent", "mu": 0.0},
     "bnas": ALONE | {"networks": "child"},
 }
+
+
+#: What each member of a wide supernet may have of its own.
+OWN = (
+    *("seed", "weight_lr", "alpha_lr", "alpha_decay", "parent_share", "lam", "mu", "distance"),
+    *("backtracking", "psi_shape", "absolute", "eta", "eta_psi", "tau", "refresh"),
+)
+
+
+def shared(config: SearchConfig) -> list:
+    return [value for name, value in dataclasses.asdict(config).items() if name not in OWN]
 
 
 class WideSupernet(nn.Module):
@@ -191,9 +213,12 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
     """Run all `configs` side by side; returns their final α (K, E, M). `each_round(round, α, loss)` is called after every round;
     loss maps any α (K, E, M) to L_NAS (K,) of the last network on the images that a selection by perturbation looks at.
 
-    The configurations agree in everything but seed, the learning rates, λ, μ, the distance and the backtracking.
+    Raises ValueError where the configurations differ in anything but OWN, or where the curvature is not "sampled".
     """
     first, k = configs[0], len(configs)
+    if any(shared(c) != shared(first) for c in configs) or first.curvature != "sampled":
+        raise ValueError(f"expected sampled curvature and configurations that differ in nothing but {', '.join(OWN)}")
+    draws = torch.Generator(device).manual_seed(first.seed)
     phases = ("parent", "child") if first.networks == "both" else (first.networks,)
     parts: dict[str, list] = {name: [] for name in phases}
     with torch.random.fork_rng(devices=[]):
@@ -276,7 +301,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
                     copies = current.expand(first.batch, -1, -1, -1).clone().requires_grad_()
                     out = net(vx, copies)
                     gradient = torch.autograd.grad(gain(out, vtarget).sum(), copies, retain_graph=True)[0].sum(0)
-                    drawn = torch.multinomial(out.detach().softmax(-1).flatten(0, 1), 1).view(k, -1)
+                    drawn = torch.multinomial(out.detach().softmax(-1).flatten(0, 1), 1, generator=draws).view(k, -1)
                     scores = torch.autograd.grad(-cross_entropy(out, drawn).sum() * first.batch, copies)[0]
                     g = gradient.cpu()
                     slope = torch.stack([distance_slope([g[i]], [tangent[i]], c.distance)[0] for i, c in enumerate(configs)])
@@ -363,6 +388,13 @@ def configured(method: str, changes: dict, seed: int) -> tuple[SearchConfig, int
     if config.networks != "both":
         config = dataclasses.replace(config, rounds=2 * config.rounds)
     return config, changes.get("sign", 1)
+
+
+def groups(jobs: list[tuple[str, dict, int]], size: int) -> Iterator[list[tuple[str, dict, int]]]:
+    """The jobs that can run side by side, `size` at most."""
+    for _, group in itertools.groupby(jobs, lambda job: shared(configured(*job)[0])):
+        group = list(group)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def line(job: tuple[str, dict, int], round_: int, cell: int, seconds: float) -> bytes:
@@ -454,7 +486,7 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs=2, default=(0, 20), metavar=("FIRST", "END"))
     p.add_argument("--root")
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--wide", action="store_true", help="all searches side by side; their sizes and steps have to agree")
+    p.add_argument("--wide", type=int, metavar="N", help="N searches side by side")
     p.add_argument("--device", default="cpu", help="of --wide")
     p.add_argument("--workers", type=int, default=2, help="processes of one thread each, without --wide")
     p.add_argument("--collect", type=Path, metavar="TABLE", help="run nothing; write the finished searches of OUT to this table")
@@ -467,7 +499,11 @@ def main() -> None:
     if args.wide:
         torch.set_num_threads(1)
         torch.backends.cudnn.allow_tf32 = False
-        return run(microbench.RECIPES[args.data].load(args.root), jobs, args.out, args.device)
+        data = microbench.RECIPES[args.data].load(args.root)
+        jobs.sort(key=lambda job: (args.changes.index(job[1]), args.methods.index(job[0])))
+        for group in groups(jobs, args.wide):
+            run(data, group, args.out, args.device)
+        return
     context = multiprocessing.get_context("spawn")
     with (
         context.Pool(args.workers, start_worker, (args.data, args.root)) as pool,

@@ -188,13 +188,22 @@ def test_bad_tables_are_refused(tmp_path):
             mb.MicroBench.load(tmp_path / "bad")
 
 
-def test_the_shipped_digits_table_is_whole_and_of_its_recipe():
-    bench = mb.MicroBench.load("digits")
-    assert not bench.missing(2)
-    assert bench.recipe == json.loads(mb.RECIPES["digits"].to_json())
+@pytest.mark.parametrize(("name", "seeds"), [("digits", 3), ("fashion_mnist", 1)])
+def test_the_shipped_tables_are_whole_and_of_their_recipe(name, seeds):
+    bench = mb.MicroBench.load(name)
+    assert not bench.missing(seeds)
+    assert bench.recipe == json.loads(mb.RECIPES[name].to_json())
     frame = bench.frame()
     assert len(set(zip(*(frame[c].tolist() for c in ("cell", "bits", "seed")), strict=True))) == len(frame["cell"])
     assert sum(p.stat().st_size for p in mb.TABLES.glob("microbench-*")) < 300_000
+
+
+def test_the_fashion_table_has_three_seeds_for_its_top_and_for_random_cells():
+    bench = mb.MicroBench.load("fashion_mnist")
+    first = (bench.rows["bits"] == 1) & (bench.rows["seed"] == 0)
+    top = bench.rows["cell"][first][np.argsort(-bench.rows["validation_accuracy"][first])[:26]]
+    drawn = np.random.default_rng(0).choice(mb.CELLS, 51, replace=False)
+    assert all((bench.runs[bits][[*top, *drawn]] >= 3).all() for bits in mb.BITS)
 
 
 def test_a_shipped_row_can_be_counted_again():
@@ -223,11 +232,14 @@ def test_a_bootstrap_interval_covers():
     assert mb.interval([1.0, 2.0, 9.0])[0] == 2.0
 
 
-def test_the_shipped_searches_are_of_cells_without_none():
-    found = mb.found("digits")
-    assert {"dcp-nas", "cp-nas", "darts", "bnas"} <= set(found)
+@pytest.mark.parametrize(("name", "seeds"), [("digits", 20), ("fashion_mnist", 5)])
+def test_the_shipped_searches_are_of_all_methods_and_of_cells_without_none(name, seeds):
+    import methods
+
+    found = mb.found(name)
+    assert set(found) == set(methods.METHODS)
     for cells in found.values():
-        assert sorted(cells) == list(range(20))
+        assert sorted(cells) == list(range(seeds))
         assert not any("none" in mb.operations(c) for c in cells.values())
 
 
@@ -262,6 +274,20 @@ def test_a_wide_search_is_its_members(changes, monkeypatch):
     found = methods.searches(data, configs, [1, 1], "cpu", progress=False)
     for alpha, config in zip(found, configs, strict=True):
         torch.testing.assert_close(alpha, search(data, config).alphas["normal"], rtol=0, atol=2e-4)
+
+
+def test_only_searches_of_one_shape_run_side_by_side():
+    import methods
+
+    changes = {"channels": 2, "layers": 1, "rounds": 1, "steps": 1, "batch": 16}
+    jobs = [(method, changes, seed) for method in ("dcp-nas", "psi edge", "darts", "bnas") for seed in range(3)]
+    groups = list(methods.groups(jobs, 4))
+    assert [len(group) for group in groups] == [4, 2, 3, 3] and sum(groups, []) == jobs
+    mixed = [methods.configured(*job)[0] for job in (jobs[0], jobs[-1])]
+    curved = [methods.configured("dcp-nas", changes | {"curvature": "hessian"}, 0)[0]]
+    for configs in (mixed, curved):
+        with pytest.raises(ValueError, match="expected sampled curvature and configurations that differ in nothing but seed"):
+            methods.searches(None, configs, [1] * len(configs), "cpu")
 
 
 def test_a_wide_selection_is_its_members(tmp_path):
