@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -47,6 +49,21 @@ def test_same_arguments_same_result(data, bits):
     assert first.losses != other.losses
     assert len(first.losses) == 2 and first.losses[1] < first.losses[0] < math.log(10) + 0.5
     assert first.network.binary == (bits == 1) and first.network.genotype == CELL
+
+
+def test_trainings_in_four_threads_at_once_equal_those_alone(data):
+    configs = [dataclasses.replace(QUICK, channels=2, epochs=1, seed=seed) for seed in range(4)]
+    alone = [train(CELL, data, 1, config).losses for config in configs]
+    assert len(set(alone)) == 4
+    together = Barrier(4)
+
+    def run(config: TrainConfig) -> list[tuple[float, ...]]:
+        torch.set_num_threads(1)  # of this thread
+        together.wait()
+        return [train(CELL, data, 1, config).losses for _ in range(2)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, configs)) == [[losses] * 2 for losses in alone]
 
 
 @pytest.mark.parametrize("bits, epochs, least", [(1, 4, 0.3), (32, 2, 0.5)])

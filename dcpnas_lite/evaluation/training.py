@@ -16,6 +16,7 @@ from ..algorithm.objectives import nas_loss
 from ..data import Data, Split, batches
 from ..network.discrete import DiscreteNetwork
 from ..network.genotype import Genotype
+from ..network.seeded import initialised_by
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -81,8 +82,7 @@ def train(
         raise ValueError(f"bits: expected 1 or 32, got {bits!r}")
     config = config or TrainConfig()
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with initialised_by(torch.Generator().manual_seed(config.seed)):
         network = DiscreteNetwork(
             genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1
         ).to(device)
