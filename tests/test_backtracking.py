@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,10 +14,12 @@ from dcpnas_lite.algorithm.backtracking import (
     ArchitectureStep,
     Learned,
     Refreshed,
+    apply,
     backtrack,
     no_backtracking,
     psi_gradient,
     ranking,
+    recorded_psi,
     weight_norms,
 )
 from dcpnas_lite.network.binarize import BinaryConv2d
@@ -164,6 +167,106 @@ def test_a_rule_leaves_its_arguments_alone():
         assert all(torch.equal(getattr(step, name), copy) for name, copy in copies.items())
 
 
+# -- what a rule is given and what is taken from it -------------------------------------------------------------------
+
+
+def some_step(**changes) -> ArchitectureStep:
+    tensors = normal(E, M), normal(E, M, seed=1), normal(E, M, seed=2)
+    measured = normal(E, M, seed=3)
+    return dataclasses.replace(step_at(*tensors, coupling=lambda: measured), **changes)
+
+
+def test_a_rule_may_change_what_it_is_given_and_what_it_returned():
+    step, fresh, given, returned = some_step(), some_step(), [], []
+
+    def rule(s):
+        given.extend([s.alpha, s.gradient, s.norms, s.coupling(), s.coupling()])
+        assert all(torch.equal(*pair) for pair in zip(given, (s.alpha, s.gradient, s.norms, *[s.coupling()] * 2), strict=True))
+        for tensor in given:
+            tensor.zero_()
+        returned.append(s.alpha_next.mul_(2))
+        return returned[-1]
+
+    out = apply(rule, step)
+    returned[0].zero_()
+    assert torch.equal(out, 2 * fresh.alpha_next)
+    for field in dataclasses.fields(step):
+        if isinstance(value := getattr(step, field.name), torch.Tensor):
+            assert torch.equal(value, getattr(fresh, field.name)), field.name
+    assert torch.equal(step.coupling(), fresh.coupling())
+    assert not apply(lambda s: s.alpha.requires_grad_() * 2, step).requires_grad
+
+
+def test_a_rule_around_learned_may_work_in_place():
+    def run(around):
+        rule, alpha = Learned(tau=0), normal(E, M)
+        for t in range(3):
+            alpha = around(rule(step_at(alpha, alpha - 0.05 * normal(E, M, seed=t), normal(E, M, seed=9 + t), index=t)))
+        return alpha, rule.psi["parent/normal"]
+
+    for got, expected in zip(run(lambda a: a.mul_(0.9)), run(lambda a: a * 0.9), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        (lambda s: s.alpha_next.T, r"a tensor of shape \(3, 8\), got \(8, 3\)"),
+        (lambda s: s.alpha_next[0], r"a tensor of shape \(3, 8\), got \(8,\)"),
+        (lambda s: s.alpha_next.tolist(), r"a tensor of shape \(3, 8\), got list"),
+        (lambda s: s.alpha_next.numpy(), r"a tensor of shape \(3, 8\), got ndarray"),
+        (lambda s: s.alpha_next.long(), r"a tensor like α \(torch.float64, cpu.*\), got torch.int64, cpu"),
+        (lambda s: s.alpha_next.float(), r"a tensor like α \(torch.float64, cpu.*\), got torch.float32, cpu"),
+        (lambda s: s.alpha_next > 0, "a tensor like α .*, got torch.bool"),
+        (lambda s: s.alpha_next * 1j, "a tensor like α .*, got torch.complex128"),
+        (lambda s: s.alpha_next.to("meta"), "a tensor like α .*, got torch.float64, meta"),
+        (lambda s: s.alpha_next.to_sparse(), "a tensor like α .*, got .*torch.sparse_coo"),
+    ],
+)
+def test_what_is_no_alpha_is_refused(rule, message):
+    with pytest.raises(ValueError, match=f"^backtracking: expected {message}.* from the rule <lambda>$"):
+        apply(rule, some_step())
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_that_are_not_finite_are_refused_by_the_name_of_the_rule(value):
+    class Broken:
+        def __call__(self, s):
+            return s.alpha_next.index_fill(1, torch.tensor(2), float(value))
+
+    with pytest.raises(FloatingPointError, match=f"^the parent's α is not finite: {value} from the rule Broken$"):
+        apply(Broken(), some_step())
+
+
+def test_only_the_psi_of_a_learned_rule_is_recorded():
+    class Mine:
+        psi = torch.ones(E, M)
+
+        def __call__(self, s):
+            return s.alpha_next
+
+    assert recorded_psi(Mine(), "parent", "normal") is None and recorded_psi(no_backtracking, "parent", "normal") is None
+    rule = Learned("edge", psi=0.2)
+    assert recorded_psi(rule, "parent", "normal") is None
+    apply(rule, some_step())
+    assert recorded_psi(rule, "parent", "normal").tolist() == [[0.2]] * E
+    assert recorded_psi(rule, "child", "normal") is None
+
+
+@pytest.mark.parametrize("rule", [Learned(), Refreshed()])
+def test_states_are_copies(rule):
+    apply(rule, some_step())
+    state, before = rule.state_dict(), rule.state_dict()
+    other = type(rule)()
+    other.load_state_dict(state)
+    for part in state.values():
+        for tensor in part.values():
+            tensor.zero_()
+    for held in (rule.state_dict(), other.state_dict()):
+        for name, part in before.items():
+            assert part and all(torch.equal(held[name][key], tensor) and tensor.any() for key, tensor in part.items())
+
+
 @pytest.mark.parametrize("tau, columns", [(0, 8), (4, 4), (7, 1), (8, 0)])
 def test_tau_is_how_many_operations_are_left_out(tau, columns):
     alpha_next = normal(E, M, seed=1)
@@ -171,11 +274,30 @@ def test_tau_is_how_many_operations_are_left_out(tau, columns):
     assert (got != alpha_next).any(0).sum() == columns
 
 
-def test_bad_names_are_refused():
-    with pytest.raises(ValueError, match="shape: expected one of scalar, operation, edge, full, got 'row'"):
-        Learned("row")
-    with pytest.raises(ValueError, match="every: expected at least 1 step, got 0"):
-        Refreshed(0)
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Learned("row"), "shape: expected one of scalar, operation, edge, full, got 'row'"),
+        (lambda: Learned(absolute=1), "absolute: expected True or False, got 1"),
+        (lambda: Learned(eta=float("nan")), "eta: expected a finite number, got nan"),
+        (lambda: Learned(eta="0.1"), "eta: expected a finite number, got '0.1'"),
+        (lambda: Learned(eta_psi=float("inf")), "eta_psi: expected a finite number, got inf"),
+        (lambda: Learned(psi=True), "psi: expected a finite number, got True"),
+        (lambda: Learned(tau=-1), "tau: expected an integer of at least 0, got -1"),
+        (lambda: Learned(tau=4.0), "tau: expected an integer of at least 0, got 4.0"),
+        (lambda: Refreshed(0), "every: expected an integer of at least 1, got 0"),
+        (lambda: Refreshed(2.5), "every: expected an integer of at least 1, got 2.5"),
+        (lambda: Refreshed(eta=None), "eta: expected a finite number, got None"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make()
+
+
+def test_numbers_of_numpy_are_taken():
+    assert vars(Learned(eta=np.float32(0.5), tau=np.int64(3))) == vars(Learned(eta=0.5, tau=3))
+    assert vars(Refreshed(np.int32(2), np.float64(0.5))) == vars(Refreshed(2, 0.5))
 
 
 # -- state ------------------------------------------------------------------------------------------------------------

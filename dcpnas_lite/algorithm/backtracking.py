@@ -4,13 +4,25 @@
     ψ̃^{t+1} = | ψ̃^t − η_ψ ∂L/∂ψ̃^t |,   ∂L/∂ψ̃^t = η ∂L/∂α̃^{t+1} ⊛ α^t      (4.51)
     only for the operations m with ranking(R(w_m)) > τ,   R(w_m) = ‖w_m‖²   (4.52, 4.53)
 
-A backtracking rule is any callable from an `ArchitectureStep` to α̃^{t+1}. `Learned` is the source's rule; `Refreshed`
-measures the coupling instead of learning it; `no_backtracking` leaves the optimizer's step alone. A rule with state offers
-`state_dict` and `load_state_dict`, so that a search can be resumed.
+`Learned` is the source's rule; `Refreshed` measures the coupling instead of learning it; `no_backtracking` leaves the
+optimizer's step alone. A rule of one's own is any callable that keeps to this:
+
+- It is called with an `ArchitectureStep`, once a step for each cell type, and returns α̃^{t+1}: a tensor of α's shape, dtype
+  and device with finite entries. The tensors it is given are copies, and a copy is taken of what it returns: it may change
+  them, then and later.
+- A rule with state may offer `state_dict() -> dict` and `load_state_dict(state)`, so that a search can be resumed. The state
+  consists of tensors, numbers, strings, booleans, None, and of dicts, lists and tuples of these; a checkpoint keeps it apart
+  from all else. Without the two methods a rule starts anew where a search is resumed.
+- Its attributes are its own: the search reads none of them. Only the ψ̃ of a `Learned` enters the history.
+- A checkpoint knows its rule by `identity`, taken when the search starts, and is refused with any other.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import numbers
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +34,7 @@ from ..derivation import trace
 from ..network.binarize import BinaryConv2d
 from ..network.operations import CONVOLUTIONS
 from ..network.supernet import Supernet
+from .identity import identity as identity
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -44,6 +57,32 @@ class ArchitectureStep:
 
 
 Rule = Callable[[ArchitectureStep], Tensor]
+
+
+def apply(rule: Rule, step: ArchitectureStep) -> Float[Tensor, "E M"]:
+    """α̃^{t+1} by a rule, which sees copies of `step`'s tensors; the result is a copy as well.
+
+    ValueError, which names the rule, where it returns anything but a tensor of α's shape, dtype and device;
+    FloatingPointError where an entry is not finite.
+    """
+    given = {f.name: v.clone() for f in dataclasses.fields(step) if isinstance(v := getattr(step, f.name), Tensor)}
+    out, alpha = rule(dataclasses.replace(step, **given, coupling=lambda: step.coupling().clone())), step.alpha
+    name = getattr(rule, "__name__", type(rule).__name__)
+    if not isinstance(out, Tensor) or out.shape != alpha.shape:
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"backtracking: expected a tensor of shape {tuple(alpha.shape)}, got {got} from the rule {name}")
+    if (out.dtype, out.device, out.layout) != (alpha.dtype, alpha.device, alpha.layout):
+        wanted, got = (f"{t.dtype}, {t.device}, {t.layout}" for t in (alpha, out))
+        raise ValueError(f"backtracking: expected a tensor like α ({wanted}), got {got} from the rule {name}")
+    if not out.isfinite().all():
+        wrong = out[~out.isfinite()][0].item()
+        raise FloatingPointError(f"the {step.network}'s α is not finite: {wrong} from the rule {name}")
+    return out.detach().clone()
+
+
+def recorded_psi(rule: Rule, network: str, cell_type: str) -> Tensor | None:
+    """ψ̃ for the history, in its own shape: that of a `Learned`; any other rule has none."""
+    return rule.psi.get(f"{network}/{cell_type}") if isinstance(rule, Learned) else None
 
 
 def no_backtracking(step: ArchitectureStep) -> Float[Tensor, "E M"]:
@@ -78,7 +117,7 @@ def weight_norms(network: Supernet, cell_type: str) -> Float[Tensor, " M"]:
 
 def ranking(norms: Float[Tensor, " M"]) -> Int[Tensor, " M"]:
     """Rank 1 … M of each operation by R(w_m), 1 the smallest; ties go to the lower index (Eq. 4.52)."""
-    return norms.argsort(stable=True).argsort() + 1
+    return norms.argsort(stable=True).argsort(stable=True) + 1
 
 
 def backtrack(
@@ -110,6 +149,7 @@ class Learned:
     eta, eta_psi: η of 4.50 and η_ψ of 4.51; psi: the starting value of every component.
     tau: operations of rank > τ are corrected. With 8 operations the default 4 leaves out what has no trained weight
     (none, pooling, identity): its ∂w/∂α is 0.
+    A wrong argument raises ValueError naming it.
     """
 
     def __init__(
@@ -123,7 +163,10 @@ class Learned:
     ):
         if shape not in SHAPES:
             raise ValueError(f"shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
-        self.shape, self.absolute, self.eta, self.eta_psi, self.start, self.tau = shape, absolute, eta, eta_psi, psi, tau
+        if type(absolute) is not bool:
+            raise ValueError(f"absolute: expected True or False, got {absolute!r}")
+        self.shape, self.absolute, self.tau = shape, absolute, _integer("tau", tau, 0)
+        self.eta, self.eta_psi, self.start = _finite("eta", eta), _finite("eta_psi", eta_psi), _finite("psi", psi)
         self.psi: dict[str, Tensor] = {}  # by "network/cell type"
         self.last: dict[str, Tensor] = {}  # α^t ⊛ 1_{chosen}: what ψ̃ multiplied in the last step
         self.result: dict[str, Tensor] = {}  # α̃^{t+1} of the last step
@@ -142,27 +185,26 @@ class Learned:
         psi = self.psi[key].squeeze() if self.shape == "scalar" else self.psi[key]
         self.last[key] = step.alpha * chosen
         self.result[key] = backtrack(step.alpha_next, step.alpha, psi, self.eta, chosen)
-        return self.result[key]
+        return self.result[key].clone()  # the caller may change it; the next step is compared with what it was
 
     def state_dict(self) -> dict:
         """ψ̃, what it multiplied last and what came of it, per network and cell type."""
-        return {"psi": dict(self.psi), "last": dict(self.last), "result": dict(self.result)}
+        return {"psi": _copied(self.psi), "last": _copied(self.last), "result": _copied(self.result)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over the tensors of `state_dict`."""
-        self.psi, self.last, self.result = (dict(state[name]) for name in ("psi", "last", "result"))
+        """Take over copies of the tensors of `state_dict`."""
+        self.psi, self.last, self.result = (_copied(state[name]) for name in ("psi", "last", "result"))
 
 
 class Refreshed:
     """α̃^{t+1} = α^{t+1} − η C with the exact one-step coupling C (Eq. 4.43), measured anew every `every` steps.
 
     The correction −C itself is applied, not −(C/α) ⊛ α, which is the same number and breaks down where α is near 0.
+    A wrong argument raises ValueError naming it.
     """
 
     def __init__(self, every: int = 5, eta: float = 0.1):
-        if every < 1:
-            raise ValueError(f"every: expected at least 1 step, got {every!r}")
-        self.every, self.eta = every, eta
+        self.every, self.eta = _integer("every", every, 1), _finite("eta", eta)
         self.correction: dict[str, Tensor] = {}
 
     def __call__(self, step: ArchitectureStep) -> Float[Tensor, "E M"]:
@@ -173,8 +215,24 @@ class Refreshed:
 
     def state_dict(self) -> dict:
         """The last measured corrections −C."""
-        return {"correction": dict(self.correction)}
+        return {"correction": _copied(self.correction)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over the tensors of `state_dict`."""
-        self.correction = dict(state["correction"])
+        """Take over copies of the tensors of `state_dict`."""
+        self.correction = _copied(state["correction"])
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in tensors.items()}
+
+
+def _integer(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return operator.index(value)
+
+
+def _finite(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return float(value)
