@@ -15,9 +15,17 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import files
+
+if TYPE_CHECKING:
+    from .data import Data
 
 RESULTS = ("config.json", "genotype.json", "history.npz", "summary.json", "cell.png")
+MOST_SEEDS = 10_000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,55 +85,67 @@ def add_device(p: argparse.ArgumentParser) -> None:
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def write(path: Path, text: str | bytes) -> None:
-    """Write a file atomically."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(text if isinstance(text, bytes) else text.encode())
-    os.replace(part, path)
-
-
-def draw(figure, path: Path) -> None:
-    """Write a figure as PNG, atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write(path, buffer.getvalue())
+def draw(figures: dict, folder: Path) -> list[str]:
+    """Write figures (name → function that makes one) as PNG; returns the names. One that fails is a warning: results stay."""
+    written = []
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        try:
+            figure().savefig(buffer, format="png", dpi=150)
+        except Exception as error:  # whatever the matplotlib of this machine is set to
+            print(f"dcpnas_lite: {folder / name} is not drawn: {one_line(error)}", file=sys.stderr)
+        else:
+            files.write(folder / name, buffer.getvalue())
+            written.append(name)
+    return written
 
 
 def read_run(folder: Path) -> dict:
     """The config.json of a search folder."""
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: expected the folder of a search, but it holds no config.json") from None
-    except json.JSONDecodeError:
-        raise ValueError(f"{folder / 'config.json'}: expected JSON, got something else") from None
+    what = "the settings of a search"
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder}: expected the folder of a search, but it holds no config.json")
+    settings = files.read_json(folder / "config.json", what)
+    if not isinstance(settings.get("search"), dict) or not isinstance(settings.get("data"), str):
+        raise ValueError(f"{folder / 'config.json'}: expected {what}, got something else")
+    return settings
 
 
 def read_genotype(path: Path):
+    """A genotype in our JSON or in the text form of DARTS."""
     from .network.genotype import Genotype
 
     try:
-        return Genotype.from_json(path.read_text())
+        text = files.read(path, "a genotype", 1 << 20).decode()
+        return Genotype.from_darts(text) if text.lstrip().startswith("Genotype(") else Genotype.from_json(text)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file (is the search finished?)") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise error if str(error).startswith(str(path)) else ValueError(f"{path}: {error}") from None
 
 
-def settings(args: argparse.Namespace):
-    """(SearchConfig, text of config.json) of a search command."""
+def settings(args: argparse.Namespace, images: str):
+    """(SearchConfig, content of config.json) of a search command; `images` is the data's fingerprint."""
     from .algorithm.loop import SearchConfig
 
     config = SearchConfig.defaults(args.space, args.data, args.method, **{"seed": args.seed} | parse_changes(args.changes))
-    every = {"data": args.data, "root": args.root, "precision": args.precision, "search": dataclasses.asdict(config)}
-    return config, json.dumps(every, indent=1)
+    every = {"data": args.data, "root": args.root, "images": images, "precision": args.precision}
+    return config, every | {"search": dataclasses.asdict(config)}
 
 
-def finished(out: Path, text: str) -> bool:
-    """Whether `out` holds the finished search with the settings `text`; ValueError where it holds another one."""
-    if (out / "config.json").exists() and read_run(out) != json.loads(text):
+def finished(out: Path, made_by: dict) -> bool:
+    """Whether `out` holds the finished search with the settings `made_by`; ValueError where it is another one or damaged."""
+    if not (out / "config.json").exists():
+        return False
+    there, here = ({k: v for k, v in run.items() if k != "root"} for run in (read_run(out), made_by))
+    if there != here:
         raise ValueError(f"{out}: holds a search with other settings; choose another --out or delete it")
-    return (out / "genotype.json").exists()
+    if not (out / "genotype.json").exists():
+        return False
+    if read_summary(out)["cell"] != cell_text(read_genotype(out / "genotype.json")):
+        raise ValueError(f"{out / 'genotype.json'}: damaged or changed, summary.json tells of another cell: "
+                         "delete it, and the same command makes it again from its checkpoint")  # fmt: skip
+    return True
 
 
 def run_search(args: argparse.Namespace) -> int:
@@ -137,10 +157,10 @@ def run_search(args: argparse.Namespace) -> int:
         if processes > 1:
             raise ValueError(f"--seeds: expected a single process, got {processes} of torchrun, which share one search")
         return run_seeds(args)
-    torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     if processes == 1:
-        return run_one(args, torch.device(args.device), first=True)
-    device = torch.device(args.device)
+        return run_one(args, torch_device(args.device), first=True)
+    device = torch_device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -153,50 +173,67 @@ def run_search(args: argparse.Namespace) -> int:
 
 def run_one(args: argparse.Namespace, device, first: bool) -> int:
     """One search, perhaps shared with other processes; only the `first` of them writes and prints."""
-    import numpy as np
+    from . import data
 
-    from . import data, plots
+    source, out = data.load(args.data, args.root), args.out
+    if not first:
+        return search_into(args, device, source, first)
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.lock(out):
+            return search_into(args, device, source, first)
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # not empty: something came of it
+                out.rmdir()
+
+
+def search_into(args: argparse.Namespace, device, source: Data, first: bool) -> int:
+    """`run_one` in its folder, which no other search writes to."""
+    from . import plots
     from .algorithm.distributed import Group
     from .algorithm.loop import SearchStopped, search
+    from .algorithm.resume import fingerprint
 
-    config, text = settings(args)
     out: Path = args.out
-    if Group.current(device).any(first and finished(out, text)):
+    config, made_by = settings(args, fingerprint(source))
+    if Group.current(device).any(first and finished(out, made_by)):
         if first:
             print(f"{out}: this search is finished already")
             print_result(out)
         return 0
-    source = data.load(args.data, args.root)
-    if first:
-        out.mkdir(parents=True, exist_ok=True)
-        write(out / "config.json", text)
     stop = []
-    old = signal.signal(signal.SIGINT, lambda *_: stop.append(True))  # finish the step, save, then leave
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked where run_seeds started this process
-    try:
-        options = dict(progress=not args.quiet, checkpoint=out / "checkpoint.pt", device=device, precision=args.precision)
-        result = search(source, config, callback=lambda _: bool(stop), **options)
+
+    def remember(_=None) -> bool:
+        if first and not (out / "config.json").exists():  # not before a step was possible
+            files.write(out / "config.json", json.dumps(made_by, indent=1) + "\n")
+        return bool(stop)
+
+    with sigint(lambda *_: stop.append(True)):  # finish the step, save, then leave
+        block_sigint(False)  # blocked where run_seeds started this process
+        options = dict(checkpoint=out / "checkpoint.npz", device=device, precision=args.precision, progress=not args.quiet)
+        try:
+            result = search(source, config, callback=remember, **options)
+        except SearchStopped as stopped:
+            if first:
+                print(f"{stopped}; the same command goes on from here", flush=True)
+            return 130
         if first:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **result.history, **{f"final/{t}": a.numpy() for t, a in result.alphas.items()})
-            write(out / "history.npz", buffer.getvalue())
-            draw(plots.cell(result.genotype), out / "cell.png")
-            write(out / "summary.json", json.dumps(summary(config.seed, result), indent=1, ensure_ascii=False) + "\n")
-            write(out / "genotype.json", result.genotype.to_json() + "\n")  # last: the search is finished
+            remember()
+            last = {f"final/{t}": a.numpy() for t, a in result.alphas.items()}
+            files.write(out / "history.npz", files.arrays_to_bytes(result.history | last, compress=True))
+            files.write(out / "summary.json", files.seal(summary(config.seed, result)))
+            files.write(out / "genotype.json", result.genotype.to_json() + "\n")  # last: the search is finished
+            draw({"cell.png": partial(plots.cell, result.genotype)}, out)
             print_result(out)
-            print(f"searched in {result.seconds:.0f} s; written to {out}: {', '.join(RESULTS)}")
-    except SearchStopped as stopped:
-        if first:
-            print(f"{stopped}; the same command goes on from here", flush=True)
-        return 130
-    finally:
-        signal.signal(signal.SIGINT, old)
+            print(f"searched in {result.seconds:.0f} s; written to {out}: {', '.join(n for n in RESULTS if (out / n).exists())}")
     return 0
 
 
 def summary(seed: int, result) -> dict:
     """A search in one row: its cell, and the last losses and the last distance D; null where there is none."""
-    row = {"seed": seed, "cell": str(result.genotype).replace("\n", "; ")}
+    row = {"seed": seed, "cell": cell_text(result.genotype)}
     for code, name in enumerate(("parent", "child")):
         for quantity in ("weight_loss", "alpha_loss"):
             values = result.history[quantity][result.history["network"] == code] if result.history else ()
@@ -205,35 +242,54 @@ def summary(seed: int, result) -> dict:
     return row | {"distance": float(distances[-1]) if distances else None, "seconds": round(result.seconds, 1)}
 
 
+def cell_text(genotype) -> str:
+    """A genotype in one line."""
+    return str(genotype).replace("\n", "; ")
+
+
 def run_seeds(args: argparse.Namespace) -> int:
     """One search per seed, each in a process of its own; SIGINT and SIGKILL end them all, and the same command goes on."""
     from . import data
-    from .__main__ import search_in_worker  # by the name under which a new process finds it
+    from .algorithm.resume import fingerprint
 
     if args.workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {args.workers}")
-    wanted, waiting = parse_seeds(args.seeds), []
-    present = {int(path.name[5:]) for path in args.out.glob("seed-*") if path.name[5:].isdecimal()}
-    for seed in sorted(present.union(wanted)):  # those in the table all have the same settings
+    set_threads(args.threads)
+    wanted, waiting, done = parse_seeds(args.seeds), [], []
+    images = fingerprint(data.load(args.data, args.root))  # where data are missing, one line says so, not one for each seed
+    for seed in sorted(seed_folders(args.out).keys() | set(wanted)):  # those in the table all have the same settings
         job = argparse.Namespace(**vars(args) | {"seed": seed, "seeds": None, "quiet": True, "out": args.out / f"seed-{seed}"})
-        done = finished(job.out, settings(job)[1])
-        if seed in wanted and done:
-            print_seed(job.out)
+        if not finished(job.out, settings(job, images)[1]):
+            waiting += [job] if seed in wanted else []
         elif seed in wanted:
-            waiting.append(job)
-    data.load(args.data, args.root)  # where it is missing, one line says so, not one for each seed
+            done.append(job)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_table(args.out)
+    with files.lock(args.out):
+        for job in done:
+            print_seed(job.out)
+        write_table(args.out)
+        return run_jobs(args, waiting)
+
+
+def seed_folders(out: Path) -> dict[int, Path]:
+    """Seed → folder; a copy under another name is none of them."""
+    names = {int(path.name[5:]): path for path in out.glob("seed-*") if path.name[5:].isdecimal() and path.is_dir()}
+    return {seed: path for seed, path in names.items() if path.name == f"seed-{seed}"}
+
+
+def run_jobs(args: argparse.Namespace, waiting: list[argparse.Namespace]) -> int:
+    """The searches that are left, `args.workers` at a time."""
+    from .__main__ import search_in_worker  # by the name under which a new process finds it
+
     running, stop, left, failed = {}, [], [], []
     context = multiprocessing.get_context("spawn")
-    old = signal.signal(signal.SIGINT, lambda *_: stop.append(True))
-    try:
+    with sigint(lambda *_: stop.append(True)):
         while running or (waiting and not stop):
             while waiting and len(running) < args.workers and not stop:
                 process = context.Process(target=search_in_worker, args=(waiting[0],))
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it: see run_one
+                block_sigint(True)  # the worker inherits it: see run_one
                 process.start()
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                block_sigint(False)
                 running[process] = waiting.pop(0)
             multiprocessing.connection.wait([process.sentinel for process in running], timeout=0.2)
             for process, job in list(running.items()):
@@ -247,8 +303,6 @@ def run_seeds(args: argparse.Namespace) -> int:
                     print_seed(job.out)
                 else:
                     (left if process.exitcode in (130, -signal.SIGINT) else failed).append(job.seed)
-    finally:
-        signal.signal(signal.SIGINT, old)
     if failed:
         raise RuntimeError(f"failed: seeds {', '.join(map(str, failed))}; the same command tries them again")
     if left or waiting:
@@ -272,6 +326,41 @@ def search_in_worker(args: argparse.Namespace) -> None:
     sys.exit(status)
 
 
+@contextlib.contextmanager
+def sigint(handler):
+    """Handle Ctrl-C by `handler` in this block."""
+    old = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def block_sigint(block: bool) -> None:
+    """Hold Ctrl-C back, or let it through again; Windows cannot."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK if block else signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def set_threads(threads: int) -> None:
+    """Let torch compute with that many threads."""
+    import torch
+
+    if not 1 <= threads <= (most := os.cpu_count() or 1):
+        raise ValueError(f"--threads: expected 1 to {most}, the processors of this machine, got {threads}")
+    torch.set_num_threads(threads)
+
+
+def torch_device(name: str):
+    """The torch device of that name; ValueError where this machine or this torch has none."""
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: it depends on how torch was built
+        raise ValueError(f"--device: expected one that torch has here, got {name!r} ({one_line(error)[:120]})") from None
+
+
 def parse_seeds(text: str) -> list[int]:
     """0-2,7 as [0, 1, 2, 7]."""
     seeds = set()
@@ -279,12 +368,20 @@ def parse_seeds(text: str) -> list[int]:
         low, dash, high = part.partition("-")
         if not (low.isdecimal() and (high.isdecimal() if dash else True)) or (dash and int(low) > int(high)):
             raise ValueError(f"--seeds: expected numbers and ranges as in 0-9 or 0,3,5, got {text!r}")
+        if int(high or low) - int(low) + len(seeds) >= MOST_SEEDS:
+            raise ValueError(f"--seeds: expected at most {MOST_SEEDS:,} seeds, got {text!r}")
         seeds |= set(range(int(low), int(high or low) + 1))
     return sorted(seeds)
 
 
 def read_summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
+    """The summary.json of a finished search."""
+    what = "the summary of a search"
+    try:
+        return files.unseal(folder / "summary.json", what)
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: expected {what}, but it holds no summary.json: "
+                         "delete its genotype.json, and the same command makes both again") from None  # fmt: skip
 
 
 def print_seed(folder: Path) -> None:
@@ -294,13 +391,13 @@ def print_seed(folder: Path) -> None:
 
 def write_table(out: Path) -> None:
     """searches.csv: the summaries of all finished searches in the folder, by seed."""
-    rows = sorted((read_summary(path.parent) for path in out.glob("seed-*/genotype.json")), key=lambda row: row["seed"])
+    rows = [read_summary(path) for _, path in sorted(seed_folders(out).items()) if (path / "genotype.json").exists()]
     buffer = io.StringIO()
     if rows:
         table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    write(out / "searches.csv", buffer.getvalue())
+    files.write(out / "searches.csv", buffer.getvalue())
 
 
 def parse_changes(pairs: list[str]) -> dict:
@@ -312,6 +409,8 @@ def parse_changes(pairs: list[str]) -> dict:
         name, separator, value = pair.partition("=")
         if not separator or name not in kinds:
             raise ValueError(f"--set: expected NAME=VALUE with a setting of the search, got {pair!r}")
+        if name in ("space", "seed"):
+            raise ValueError(f"--set: expected --{name} {value} for this setting, got {pair!r}")
         try:
             changes[name] = {"True": True, "False": False}[value] if kinds[name] is bool else kinds[name](value)
         except (KeyError, ValueError):
@@ -333,8 +432,8 @@ def run_train(args: argparse.Namespace) -> None:
     from .evaluation.training import TrainConfig, train
     from .network.genotype import PUBLISHED
 
-    torch.set_num_threads(args.threads)
-    path, settings = Path(args.cell), {}
+    set_threads(args.threads)
+    device, path, settings = torch_device(args.device), Path(args.cell), {}
     if args.cell == "published":
         genotype = PUBLISHED
     elif path.is_dir():
@@ -349,7 +448,7 @@ def run_train(args: argparse.Namespace) -> None:
     print(genotype)
     accuracies = []
     for seed in range(args.seeds):
-        options = dict(progress=not args.quiet, device=args.device, precision=args.precision)
+        options = dict(progress=not args.quiet, device=device, precision=args.precision)
         result = train(genotype, source, args.bits, TrainConfig(seed=seed, **given), **options)
         accuracies.append(result.test_accuracy)
         row = {
@@ -364,7 +463,7 @@ def run_train(args: argparse.Namespace) -> None:
         )
         if path.is_dir():
             target = path / f"train-{args.bits}bit-seed{seed}.json"
-            write(target, json.dumps(row, indent=1) + "\n")
+            files.write(target, json.dumps(row, indent=1) + "\n")
     if args.seeds > 1:
         mean = torch.tensor(accuracies).mean().item()
         print(f"mean of {args.seeds} seeds: {mean:.4f}")
@@ -378,18 +477,16 @@ def run_show(args: argparse.Namespace) -> None:
     history, space, genotype = course.history, course.space, course.genotype
     text = course.report()
     print(text, end="")
-    write(args.run / "report.txt", text)
-    figures = {"cell.png": plots.cell(genotype)}
-    figures["mix.png"] = plots.mix({t: history[f"final/{t}"] for t in space.cell_types}, space, genotype)
+    files.write(args.run / "report.txt", text)
+    last = {t: history[f"final/{t}"] for t in space.cell_types}
+    figures = {"cell.png": partial(plots.cell, genotype), "mix.png": partial(plots.mix, last, space, genotype)}
     if course.steps:
-        figures |= {"losses.png": plots.losses(history), "collapse.png": plots.collapse(history, space)}
+        figures |= {"losses.png": partial(plots.losses, history), "collapse.png": partial(plots.collapse, history, space)}
         for t in space.cell_types:
-            figures[f"trajectories-{t}.png"] = plots.trajectories(history, space, t)
+            figures[f"trajectories-{t}.png"] = partial(plots.trajectories, history, space, t)
             for network in map(str.lower, course.networks if f"psi/{t}" in history else ()):
-                figures[f"psi-{network}-{t}.png"] = plots.psi(history, space, t, network)
-    for name, figure in figures.items():
-        draw(figure, args.run / name)
-    print(f"written to {args.run}: report.txt, {', '.join(figures)}")
+                figures[f"psi-{network}-{t}.png"] = partial(plots.psi, history, space, t, network)
+    print(f"written to {args.run}: {', '.join(['report.txt', *draw(figures, args.run)])}")
 
 
 def run_equations(args: argparse.Namespace) -> None:
@@ -401,22 +498,43 @@ def run_equations(args: argparse.Namespace) -> None:
 def run_microbench(args: argparse.Namespace) -> int:
     from .evaluation import microbench
 
+    torch_device(args.device)
     return microbench.main(args)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 2 and one line on standard error where the input is wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show α shows a question mark
     args = parser().parse_args(argv)
     return guarded(COMMANDS[args.command], args)
 
 
 def guarded(command, args: argparse.Namespace, name: str = "dcpnas_lite") -> int:
-    """The exit status of a command; 2 and one line on standard error where the input is wrong."""
+    """The exit status of a command; 2 and one line on standard error where something is wrong, 130 where it was interrupted."""
     try:
-        return command(args) or 0
-    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        status = command(args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 0
+    except KeyboardInterrupt as interrupt:
+        line, status = f"interrupted; {one_line(interrupt) or 'what is written stays, the same command goes on from there'}", 130
+    except MemoryError as error:
+        line, status = f"not enough memory {one_line(error)}".strip(), 2
+    except (KeyError, AssertionError, TypeError) as error:  # torch's too, "Torch not compiled with CUDA enabled"
+        line, status = f"{type(error).__name__}: {one_line(error)}", 2
+    except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        line, status = one_line(error), 2
+    print(f"{name}: {line}", file=sys.stderr)
+    return status
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says."""
+    return " ".join(str(error).split())
 
 
 COMMANDS = {"search": run_search, "train": run_train, "show": run_show, "equations": run_equations, "microbench": run_microbench}

@@ -7,7 +7,6 @@ the entropy −Σ p ln p and the share of `skip_connect`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from . import files
 from .algorithm.loop import SPACES, SearchConfig
 from .network.genotype import Genotype, discretize
 from .network.supernet import Space
@@ -81,20 +81,17 @@ class Course:
         for name in ("config.json", "history.npz", "genotype.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: expected the folder of a finished search, but it holds no {name}")
+        settings = files.read_json(folder / "config.json", "the settings of a search")
         try:
-            settings = json.loads((folder / "config.json").read_text(encoding="utf8"))
             space = SPACES[settings["search"]["space"]]
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise ValueError(f"{folder / 'config.json'}: expected the settings of a search, got something else") from None
         try:
             genotype = Genotype.from_json((folder / "genotype.json").read_text(encoding="utf8"))
         except ValueError as error:
             raise ValueError(f"{folder / 'genotype.json'}: {error}") from None
-        try:
-            with np.load(folder / "history.npz", allow_pickle=False) as file:
-                history = dict(file)
-        except Exception:  # zipfile, zlib and NumPy have a dozen kinds for a damaged file
-            raise ValueError(f"{folder / 'history.npz'}: expected the history of a search, got something else") from None
+        path, what = folder / "history.npz", "the history of a search"
+        history = files.arrays_from_bytes(files.read(path, what), path, what, sealed=False)
         if tuple(genotype.cells) != space.cell_types or (genotype.inputs, len(genotype.normal)) != (space.inputs, space.nodes):
             raise ValueError(f"{folder / 'genotype.json'}: expected a cell of the space {space.name}, got one of another")
         _check(folder / "history.npz", history, space)
@@ -178,3 +175,6 @@ def _check(path: Path, history: Mapping[str, np.ndarray], space: Space) -> None:
         got = np.shape(history[name]) if name in history else "nothing"
         if got != expected:
             raise ValueError(f"{path}, {name}: expected an array of shape {expected}, got {got}")
+    for name, values in history.items():
+        if values.dtype.kind not in "fiub":
+            raise ValueError(f"{path}, {name}: expected numbers, got {values.dtype}")

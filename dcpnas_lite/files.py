@@ -6,6 +6,7 @@ Everything the package writes goes through `write`: whoever reads sees the old f
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -58,6 +59,8 @@ def gunzip(content: bytes, limit: int, path: str | os.PathLike) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
             out = file.read(limit + 1)
+        if not content:
+            raise EOFError("it is empty")
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file ({error})") from None
     if len(out) > limit:
@@ -143,33 +146,47 @@ def lock(path: str | os.PathLike) -> Iterator[None]:
     path = Path(path)
     name, folder = ("", path) if path.is_dir() else (path.name, path.parent)
     guard = folder / f".{name or 'folder'}.lock"
-    file = open(guard, "a+", encoding="utf8")  # noqa: SIM115: held until the lock is released
-    try:
-        try:
-            _flock(file)
-        except OSError:
+    while True:
+        file = open(guard, "a+", encoding="utf8")  # open as long as it is held
+        if not _locked(file):
             file.seek(0)
             holder = file.read(200).strip() or "another process"
-            raise BlockingIOError(f"{path}: in use by {holder}; wait for it, stop it, or choose another place") from None
+            file.close()
+            raise BlockingIOError(f"{path}: in use by {holder}; wait for it, stop it, or choose another place")
+        if guard.exists() and os.path.samestat(os.fstat(file.fileno()), guard.stat()):
+            break
+        file.close()  # the last holder removed it between our two calls
+    try:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        for part in folder.glob(f".{name}*.part"):  # unlocked, so their writers are gone
+        for part in folder.glob(f".{name}*.part"):  # unlocked until now, so their writers are gone
             part.unlink(missing_ok=True)
         yield
     finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file; one that is left says nothing
+            guard.unlink()
         file.close()
 
 
-def _flock(file) -> None:
-    """OSError where another process or another open file has the lock."""
+def _locked(file) -> bool:
+    """Lock an open file; False where another open file has the lock. A file system without locks has to do without."""
     try:
         import fcntl
     except ImportError:  # Windows
         import msvcrt
 
         file.seek(1 << 30)  # a byte far behind the holder's name, which stays readable
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        file.seek(0)
-    else:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+    return True

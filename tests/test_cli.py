@@ -77,7 +77,7 @@ def test_interrupt_saves_and_the_same_command_goes_on(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = [sys.executable, "-m", "dcpnas_lite", "search", "--out", str(cut), *longer]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (cut / "checkpoint.pt").exists() and process.poll() is None:
+    while not (cut / "checkpoint.npz").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=120)
@@ -102,13 +102,13 @@ def table(folder):
 def test_seeds_are_searched_in_folders_and_collected_in_a_table(searched, tmp_path, capsys):
     single, _ = searched
     (tmp_path / "seed-1").mkdir()
-    (tmp_path / "seed-1" / "checkpoint.pt").write_text("spoiled")
+    (tmp_path / "seed-1" / "checkpoint.npz").write_text("spoiled")
     done = run("search", "--seeds", "0-2", "--workers", 2, "--out", tmp_path, *TINY)
     assert done.returncode == 2 and "Traceback" not in done.stderr  # one that fails does not stop the others
     assert [line.split(":")[1] for line in done.stderr.splitlines()] == [" seed 1", " failed"], done.stderr
     equal(single, tmp_path / "seed-0")
     assert (single / "config.json").read_bytes() == (tmp_path / "seed-0" / "config.json").read_bytes()
-    written = {"config.json", "genotype.json", "history.npz", "cell.png", "summary.json", "checkpoint.pt"}
+    written = {"config.json", "genotype.json", "history.npz", "cell.png", "summary.json", "checkpoint.npz"}
     assert {p.name for p in (tmp_path / "seed-0").iterdir()} == written <= {p.name for p in single.iterdir()}
     first = table(tmp_path)
     for row in first:
@@ -117,7 +117,7 @@ def test_seeds_are_searched_in_folders_and_collected_in_a_table(searched, tmp_pa
         assert sum(line.startswith(f"seed {row['seed']}: {row['cell']}") for line in done.stdout.splitlines()) == 1
     assert [row["seed"] for row in first] == ["0", "2"] and len(done.stdout.splitlines()) == 2
     before = (tmp_path / "seed-2" / "history.npz").stat().st_mtime_ns
-    (tmp_path / "seed-1" / "checkpoint.pt").unlink()
+    (tmp_path / "seed-1" / "checkpoint.npz").unlink()
     assert main(["search", "--seeds", "1-2", "--out", str(tmp_path), *TINY]) == 0  # seed 2 is there already
     assert "searches.csv" in capsys.readouterr().out.splitlines()[-1]
     assert (tmp_path / "seed-2" / "history.npz").stat().st_mtime_ns == before
@@ -135,10 +135,10 @@ def test_interrupted_and_killed_seeds_go_on(tmp_path):
     def start():
         """The command, once both workers have written something."""
         folders = [out / f"seed-{seed}" for seed in (0, 1)]
-        before = [f.stat().st_mtime_ns if (f := folder / "checkpoint.pt").exists() else 0 for folder in folders]
+        before = [f.stat().st_mtime_ns if (f := folder / "checkpoint.npz").exists() else 0 for folder in folders]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and any(
-            not (f := folder / "checkpoint.pt").exists() or f.stat().st_mtime_ns == t
+            not (f := folder / "checkpoint.npz").exists() or f.stat().st_mtime_ns == t
             for folder, t in zip(folders, before, strict=True)
         ):
             time.sleep(0.02)

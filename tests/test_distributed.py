@@ -167,14 +167,14 @@ def test_torchrun(tmp_path):
     command = [*torchrun, "-m", "dcpnas_lite", "search", "--quiet", "--out", str(out), *(f"--set={s}" for s in settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        while not (out / "checkpoint.pt").exists() and process.poll() is None:
+        while not (out / "checkpoint.npz").exists() and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         printed, error = process.communicate(timeout=100)
     finally:
         process.kill()
     assert printed.count("goes on from here") == 1, (printed, error)
-    assert 10 <= checkpoint.load(out / "checkpoint.pt")["done"] < 20 and not (out / "genotype.json").exists()
+    assert 10 <= checkpoint.load(out / "checkpoint.npz")["done"] < 20 and not (out / "genotype.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("searched in") == 1 and not list(out.glob("*.part"))

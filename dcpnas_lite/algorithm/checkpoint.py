@@ -1,26 +1,29 @@
-"""Save and resume: plain tensors, numbers and strings in one file, written atomically."""
+"""Save and resume: plain tensors, numbers and strings in one .npz file, written atomically and read without any unpickler.
+
+The tensors of one dtype lie behind each other in one array; `state` is JSON text that says where each of them is.
+"""
 
 from __future__ import annotations
 
-import io
+import json
 import os
-import zipfile
-from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
-VERSION = 2
+from .. import files
+
+VERSION = 3
+WHAT = "a checkpoint of dcpnas_lite"
 
 
 def save(path: str | os.PathLike, state: dict) -> None:
-    """Write `state` (dicts and lists of tensors, numbers, strings) to `path`; a kill leaves the old file or the new one."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        torch.save({"dcpnas_lite": VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """Write `state` (dicts, lists and tuples of tensors, numbers, strings, None) to `path`; a kill leaves the old or the new.
+
+    ValueError names a value of another kind, OSError the file where it cannot be written.
+    """
+    files.write(path, to_bytes(state))
 
 
 def load(path: str | os.PathLike) -> dict:
@@ -30,25 +33,95 @@ def load(path: str | os.PathLike) -> dict:
 
 def read(path: str | os.PathLike) -> bytes:
     """The bytes of a checkpoint file. FileNotFoundError where there is none, ValueError for what is no file."""
-    try:
-        return Path(path).read_bytes()
-    except IsADirectoryError:
-        raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got a folder") from None
+    return files.read(path, WHAT)
+
+
+def to_bytes(state: dict) -> bytes:
+    """What `save` writes."""
+    buffers = _Buffers()
+    text = json.dumps({"dcpnas_lite": VERSION, "state": buffers.plain(state, "state")})
+    arrays = {kind: np.concatenate(parts) for kind, parts in buffers.parts.items()}
+    return files.arrays_to_bytes({"state": np.frombuffer(text.encode(), np.uint8), **arrays})
 
 
 def parse(content: bytes, path: str | os.PathLike) -> dict:
     """`load` of the bytes that `path` holds, or held on another machine."""
+    arrays = files.arrays_from_bytes(content, path, WHAT)
+    foreign = ValueError(f"{path}: expected {WHAT}, got an archive of something else")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as file:  # torch.save writes a CRC-32 for every tensor, torch.load ignores it
-            damaged = file.testzip()
-        state = None if damaged else torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except Exception as error:  # torch.load raises whatever its zip and unpickling layers come upon
-        what = f"an unreadable file ({type(error).__name__})"
-        raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got {what}") from None
-    if damaged:
-        raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got a damaged one (wrong checksum of {damaged})")
-    if not isinstance(state, dict) or "dcpnas_lite" not in state:
-        raise ValueError(f"{path}: expected a checkpoint of dcpnas_lite, got a file of something else")
-    if state["dcpnas_lite"] != VERSION:
-        raise ValueError(f"{path}: expected checkpoint version {VERSION}, got {state['dcpnas_lite']!r}")
+        value = json.loads(arrays.pop("state").tobytes().decode())
+        version = value["dcpnas_lite"]
+        state = _state(value["state"], arrays) if version == VERSION else {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise foreign from None
+    if version != VERSION:
+        raise ValueError(f"{path}: expected checkpoint version {VERSION}, got {version!r}")
+    if not isinstance(state, dict):
+        raise foreign
     return state
+
+
+class _Buffers:
+    """The numbers of all tensors of one dtype, in the order that they have in memory."""
+
+    def __init__(self):
+        self.parts: dict[str, list[np.ndarray]] = {}
+        self.length: dict[str, int] = {}
+
+    def plain(self, value, where: str):
+        """`value` as JSON, its tensors put into the buffers."""
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Tensor):
+            return {"tensor": self.put(value.detach().cpu(), where)}
+        if isinstance(value, dict):
+            return {"dict": [[self.plain(k, where), self.plain(v, f"{where}[{k!r}]")] for k, v in value.items()]}
+        if isinstance(value, list | tuple):
+            items = [self.plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+            return {"list" if isinstance(value, list) else "tuple": items}
+        raise ValueError(f"{where}: expected tensors, numbers, strings, None, dicts, lists or tuples, got {type(value).__name__}")
+
+    def put(self, t: Tensor, where: str) -> list:
+        if not t.permute(_order(t.stride())).is_contiguous():  # a slice, or expanded
+            t = t.contiguous()
+        try:
+            flat = t.permute(_order(t.stride())).flatten().numpy()
+        except TypeError:
+            raise ValueError(f"{where}: expected a dtype that NumPy has, too, got {t.dtype}") from None
+        kind = str(flat.dtype)
+        start = self.length.setdefault(kind, 0)
+        self.length[kind] += len(flat)
+        self.parts.setdefault(kind, []).append(flat)
+        return [kind, start, list(t.shape), list(t.stride())]
+
+
+def _state(value, arrays: dict[str, np.ndarray]):
+    """What `_Buffers.plain` was given."""
+    if not isinstance(value, dict):
+        if isinstance(value, list):
+            raise ValueError("a list without its kind")
+        return value
+    ((kind, content),) = value.items()
+    if kind == "dict":
+        return {_state(k, arrays): _state(v, arrays) for k, v in content}
+    if kind in ("list", "tuple"):
+        return (list if kind == "list" else tuple)(_state(v, arrays) for v in content)
+    if kind != "tensor":
+        raise ValueError(f"unknown kind {kind!r}")
+    name, start, shape, stride = content
+    if len(shape) != len(stride):
+        raise ValueError("a tensor of two kinds of axes")
+    expected = 1
+    for d in reversed(_order(stride)):
+        if type(shape[d]) is not int or shape[d] < 0 or (shape[d] > 1 and stride[d] != expected):
+            raise ValueError("a tensor with holes")
+        expected *= shape[d]
+    if type(start) is not int or not 0 <= start <= start + expected <= len(arrays[name]):
+        raise ValueError("a tensor that is not in the file")
+    flat = torch.from_numpy(arrays[name][start : start + expected].copy())
+    return flat.as_strided(shape, stride)
+
+
+def _order(stride) -> list[int]:
+    """The axes of a tensor, the one whose neighbours are farthest apart in memory first."""
+    return sorted(range(len(stride)), key=lambda d: -stride[d])

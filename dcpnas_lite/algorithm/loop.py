@@ -13,13 +13,18 @@ The variants are configurations of this loop: see `METHODS`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import numbers
+import operator
 import os
+import signal
+import threading
 import time
-import zlib
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +34,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import files
 from ..data import Data, batches
 from ..derivation import trace
 from ..network.genotype import Genotype, discretize
+from ..network.seeded import initialised_by
 from ..network.supernet import MICRO, PAPER, Supernet, constant
 from . import backtracking as rules
 from . import checkpoint as checkpoints
+from . import resume
 from .coupling import cosine, one_step_coupling
 from .distributed import Group
 from .objectives import cp_nas_loss, kl_gain, nas_loss, network_reconstruction
@@ -134,10 +142,15 @@ class SearchConfig:
                     raise ValueError(f"{name}: expected True or False, got {value!r}")
             elif isinstance(field.default, int):
                 least = 0 if name in ("seed", "warmup", "tau", "measure_every") else 1
-                if type(value) is not int or value < least:
+                if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
                     raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-            elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
+                object.__setattr__(self, name, operator.index(value))
+            else:
+                if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+                    raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
+                object.__setattr__(self, name, float(value))
+        if self.seed >= 2**31:
+            raise ValueError(f"seed: expected at most 2**31 - 1 = {2**31 - 1}, got {self.seed}")
         if self.layers < 2 and "reduce" in SPACES[self.space].cell_types:
             raise ValueError(f"layers: expected at least 2 for a space with reduction cells, got {self.layers!r}")
 
@@ -171,7 +184,10 @@ class SearchConfig:
     @classmethod
     def from_json(cls, text: str) -> SearchConfig:
         """Read the text of `to_json`; ValueError for any other, or for a field that does not exist."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"config: expected JSON, got text that is not ({error})") from None
         if not isinstance(values, dict):
             raise ValueError(f"config: expected a JSON object, got {type(values).__name__}")
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
@@ -185,13 +201,14 @@ class SearchResult:
     """What a search returns.
 
     alphas: final α per cell type, (E, M). history: NumPy arrays with one entry per architecture step, see `search`.
-    seconds: time taken, up to the checkpoint included where the search was resumed.
+    seconds: time taken, up to the checkpoint included where the search was resumed. finished: False where it was interrupted.
     """
 
     genotype: Genotype
     alphas: dict[str, Float[Tensor, "E M"]]
     history: dict[str, np.ndarray]
     seconds: float
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -222,9 +239,13 @@ def search(
 ) -> SearchResult:
     """Run Algorithm 10 on `data`. The same seed on the same machine gives the identical result.
 
-    backtracking: any rule in place of the one `config` names. callback: called after every step; True stops the search.
-    checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from.
+    backtracking: any rule in place of the one `config` names (`backtracking` says what a rule is). callback: called after every
+    step; True stops the search. checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from;
+    no other search can use it meanwhile. It knows what made it: config, rule, precision and the data that a search sees.
     precision: "float32", or "bfloat16" for the forward passes (see `network.precision`); α, losses and tangents stay float32.
+
+    An interrupt (Ctrl-C, or a notebook's stop button) ends the search after the step in work. With a checkpoint it is saved and
+    KeyboardInterrupt raised; without one the result so far is returned, with a warning and `finished` False.
 
     history has, per architecture step: `network` (0 Parent, 1 Child), `weight_loss`, `alpha_loss`, `distance` (D, nan in the
     Parent and where `tangent_every` leaves it out), and per cell type `alpha/T` (E, M) and, where the rule has one, `psi/T`.
@@ -237,8 +258,9 @@ def search(
     stop together where the callback of one returns True.
 
     Raises FloatingPointError where a loss is no longer finite, SearchStopped where the callback returns True, ValueError for
-    a checkpoint of another configuration, precision or other data or for a batch that the processes cannot share equally,
-    FileNotFoundError for a checkpoint in a folder that does not exist, RuntimeError where α or ψ̃ differ between processes.
+    a checkpoint of another configuration, rule, precision or other data or for a batch that the processes cannot share equally,
+    FileNotFoundError for a checkpoint in a folder that does not exist, BlockingIOError for one that another search uses, OSError
+    where it cannot be written (the last good one stays), RuntimeError where α or ψ̃ differ between processes.
     """
     if save_every < 1:
         raise ValueError(f"save_every: expected at least 1 step, got {save_every!r}")
@@ -248,11 +270,19 @@ def search(
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise FileNotFoundError(f"{checkpoint}: expected a file in an existing folder, {Path(checkpoint).parent} is none")
     run = _Run(data, config or SearchConfig(), backtracking, device, precision, group)
-    saved = group.first(checkpoints.read(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None)
-    if saved is not None:
-        run.restore(checkpoints.parse(saved, checkpoint), str(checkpoint))
-    bar = tqdm(total=run.total, initial=run.done, disable=not progress or group.rank > 0, unit="step")
-    with bar:
+    with contextlib.nullcontext() if checkpoint is None else files.lock(checkpoint):
+        saved = group.first(checkpoints.read(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None)
+        if saved is not None:
+            resume.restore(run, checkpoints.parse(saved, checkpoint), str(checkpoint))
+        finished = _steps(run, callback, progress, checkpoint, save_every)
+    alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
+    return SearchResult(run.found(), alphas, run.arrays(), run.seconds(), finished)
+
+
+def _steps(run: _Run, callback, progress: bool, checkpoint, save_every: int) -> bool:
+    """All steps that are left; False where an interrupt ended them."""
+    bar = tqdm(total=run.total, initial=run.done, disable=not progress or run.group.rank > 0, unit="step")
+    with bar, _interrupts() as interrupted:
         while run.done < run.total:
             try:
                 event = run.step()
@@ -262,13 +292,38 @@ def search(
                 raise FloatingPointError(f"step {run.done}: {error}; {last}") from None
             bar.update()
             bar.set_postfix_str(f"{event.network} {event.loss:.3f} | {_short(run.genotype())}", refresh=False)
-            stop = group.any(callback is not None and bool(callback(event)))
-            if checkpoint is not None and (stop or run.done % save_every == 0 or run.done == run.total):
-                checkpoints.save(checkpoint, run.state())
+            stop = run.group.any(callback is not None and bool(callback(event)))
+            ends = stop or bool(interrupted) or run.done == run.total
+            if checkpoint is not None and (ends or run.done % save_every == 0):
+                checkpoints.save(checkpoint, resume.state(run))
+            where = f"stopped after step {run.done} of {run.total}"
             if stop:
-                raise SearchStopped(f"stopped after step {run.done} of {run.total}")
-    alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
-    return SearchResult(run.found(), alphas, run.arrays(), run.seconds())
+                raise SearchStopped(where)
+            if interrupted and run.done < run.total:
+                if checkpoint is not None:
+                    raise KeyboardInterrupt(f"{where}; the same call goes on from {checkpoint}")
+                warnings.warn(f"search {where}: this is the result so far", stacklevel=3)
+                return False
+    return True
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list]:
+    """What SIGINT fills instead of raising KeyboardInterrupt amid a step; unless another handler stands, or in another thread."""
+    received: list = []
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield received
+        return
+    def note(*_):
+        if received:  # a second one does not wait for the step
+            raise KeyboardInterrupt
+        received.append(True)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _short(genotype: Genotype) -> str:
@@ -285,25 +340,31 @@ class _Run:
         self.space = SPACES[config.space]
         self.phases = ("parent", "child") if config.networks == "both" else (config.networks,)
         self.rule = config.rule() if rule is None else rule
+        self.identity = {
+            "configuration": config.to_json(),
+            "data": resume.fingerprint(data),
+            "precision": precision,
+            "rule": rules.identity(self.rule),
+        }
         self.done, self.total = 0, config.rounds * len(self.phases) * config.steps
         self.history: list[dict] = []
         self.tangent: list[Tensor] | None = None  # ∂f̃^P/∂α of the current Child phase
         self.soft: dict[int, list[Tensor]] = {}  # step of the Child → the Parent's logits of its batches
         self.networks, self.wrapped, self.weight_optimizers, self.alpha_optimizers = {}, {}, {}, {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            for name in self.phases:
+        generator = torch.Generator().manual_seed(config.seed)
+        for name in self.phases:
+            with initialised_by(generator):
                 net = Supernet(
                     self.space, config.channels, config.layers, len(data.classes), data.channels, binary=name == "child"
                 ).to(self.device)
-                net.set_precision(precision)
-                self.networks[name], self.wrapped[name] = net, group.wrap(net, net.alphas())
-                fused = self.device.type in ("cpu", "cuda")  # one pass over thousands of small tensors
-                self.weight_optimizers[name] = torch.optim.Adam(net.weights(), lr=config.weight_lr, fused=fused)
-                share = config.parent_share if name == "parent" and len(self.phases) == 2 else 1
-                self.alpha_optimizers[name] = torch.optim.Adam(
-                    net.alphas(), lr=share * config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
-                )
+            net.set_precision(precision)
+            self.networks[name], self.wrapped[name] = net, group.wrap(net, net.alphas())
+            fused = self.device.type in ("cpu", "cuda")  # one pass over thousands of small tensors
+            self.weight_optimizers[name] = torch.optim.Adam(net.weights(), lr=config.weight_lr, fused=fused)
+            share = config.parent_share if name == "parent" and len(self.phases) == 2 else 1
+            self.alpha_optimizers[name] = torch.optim.Adam(
+                net.alphas(), lr=share * config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay
+            )
         for split in (data.train, data.validation):
             size = min(config.batch, len(split))
             if size % group.size:
@@ -328,9 +389,9 @@ class _Run:
         x, y = self.data.validation[slice(SELECTION_IMAGES)]
         return perturbation(self.last_network, x.to(self.device), y.to(self.device))
 
-    def position(self) -> tuple[int, str, int]:
-        """(round, network, step within the phase) of the next step."""
-        phase, k = divmod(self.done, self.config.steps)
+    def position(self, step: int) -> tuple[int, str, int]:
+        """(round, network, step within the phase) of a step."""
+        phase, k = divmod(step, self.config.steps)
         return phase // len(self.phases), self.phases[phase % len(self.phases)], k
 
     def batch(self, split: str, n: int, salt: int) -> tuple[Tensor, Tensor]:
@@ -347,7 +408,7 @@ class _Run:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def step(self) -> Progress:
-        round_, name, k = self.position()
+        round_, name, k = self.position(self.done)
         n = round_ * self.config.steps + k  # steps this network has made
         train, validation = self.batch("train", n, 0), self.batch("validation", n, 1)
         net, updates_alpha, soft = self.networks[name], round_ >= self.config.warmup, (None, None)
@@ -446,6 +507,7 @@ class _Run:
             a.grad = g.clone()
         self.alpha_optimizers[name].step()
         after = [a.detach().clone() for a in alphas]
+        _finite(f"the {name}'s α", *after)
 
         measured: list[list[Tensor]] = []  # the coupling belongs to α^t and to the weights after the weight step
         def coupling(i: int) -> Tensor:
@@ -459,14 +521,10 @@ class _Run:
                 name, cell_type, index, before[i], after[i], gradient[i],
                 rules.weight_norms(net, cell_type), lambda i=i: coupling(i),
             )  # fmt: skip
-            corrected = self.rule(step)
-            if not isinstance(corrected, Tensor) or corrected.shape != a.shape:
-                got = tuple(corrected.shape) if isinstance(corrected, Tensor) else type(corrected).__name__
-                raise ValueError(f"backtracking: expected a tensor of shape {tuple(a.shape)}, got {got}")
+            corrected = rules.apply(self.rule, step)
             with torch.no_grad():
                 a.copy_(corrected)
-        _finite(f"the {name}'s α", *alphas)
-        psi = {t: p for t in net.alpha if (p := getattr(self.rule, "psi", {}).get(f"{name}/{t}")) is not None}
+        psi = {t: p for t in net.alpha if (p := rules.recorded_psi(self.rule, name, t)) is not None}
         self.group.check_same(f"step {self.done}: the {name}'s α and ψ̃", [*alphas, *psi.values()])
         record = {"alpha_loss": loss.item(), "distance": d}
         for cell_type, a in net.alpha.items():
@@ -499,13 +557,14 @@ class _Run:
         with torch.no_grad():
             for a, b in zip(net.alphas(), alphas, strict=True):
                 a.copy_(b)
-        c = one_step_coupling(
-            net, self.weight_loss(name, train, soft[0]), alpha_loss, net.weights(), net.alphas(), self.config.weight_lr
-        )
-        with torch.no_grad():
-            for a, b in zip(net.alphas(), now, strict=True):
-                a.copy_(b)
-        return c
+        try:
+            return one_step_coupling(
+                net, self.weight_loss(name, train, soft[0]), alpha_loss, net.weights(), net.alphas(), self.config.weight_lr
+            )
+        finally:
+            with torch.no_grad():
+                for a, b in zip(net.alphas(), now, strict=True):
+                    a.copy_(b)
 
     def measure(self, net, x, soft, couplings, alphas, corrections, gradient) -> dict:
         """The record of `measure_every`: see `search`."""
@@ -530,51 +589,6 @@ class _Run:
         """The history as arrays; entries that only some steps have keep their own, shorter length."""
         names = dict.fromkeys(name for record in self.history for name in record)
         return {name: np.stack([np.asarray(r[name]) for r in self.history if name in r]) for name in names}
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def state(self) -> dict:
-        """Everything a resumed search needs; random numbers and data order follow from the seed and the step."""
-        return {
-            "config": self.config.to_json(),
-            "data": self.fingerprint(),
-            "precision": self.precision,
-            "seconds": self.seconds(),
-            "done": self.done,
-            "networks": {name: net.state_dict() for name, net in self.networks.items()},
-            "weight_optimizers": {name: o.state_dict() for name, o in self.weight_optimizers.items()},
-            "alpha_optimizers": {name: o.state_dict() for name, o in self.alpha_optimizers.items()},
-            "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else {},
-            "history": self.history,
-        }
-
-    def restore(self, state: dict, path: str) -> None:
-        if state.get("config") != self.config.to_json():
-            raise ValueError(f"{path}: expected a checkpoint of this configuration, got one of another")
-        if state["data"] != self.fingerprint():
-            raise ValueError(f"{path}: expected a checkpoint of this data ({self.data.name}), got one of other images")
-        if state["precision"] != self.precision:
-            raise ValueError(f"{path}: expected a checkpoint in {self.precision}, got one in {state['precision']}")
-        self.done, self.history, self.earlier = state["done"], state["history"], state["seconds"]
-        for kind in ("networks", "weight_optimizers", "alpha_optimizers"):
-            for name, part in getattr(self, kind).items():
-                part.load_state_dict(state[kind][name])
-        if hasattr(self.rule, "load_state_dict"):
-            self.rule.load_state_dict(_to(self.device, state["rule"]))
-
-    def fingerprint(self) -> str:
-        """Name and CRC-32 of the images and labels that the search sees."""
-        crc = 0
-        for split in (self.data.train, self.data.validation):
-            for tensor in (split.x, split.y):
-                crc = zlib.crc32(tensor.contiguous().numpy(), crc)
-        return f"{self.data.name} {crc:08x}"
-
-
-def _to(device: torch.device, state):
-    if isinstance(state, dict):
-        return {name: _to(device, part) for name, part in state.items()}
-    return state.to(device) if isinstance(state, Tensor) else state
 
 
 def _finite(quantity: str, *tensors: Tensor) -> None:
