@@ -45,7 +45,7 @@ class Comparison:
         +1: the correction is what the derivation asks for. 0 where a rule corrects nothing.
         """
         key = f"coupling_cosine/{cell_type}"
-        return self.yours.history[key], self.reference.history[key]
+        return self.yours.history[key].copy(), self.reference.history[key].copy()
 
     def __str__(self) -> str:
         steps = self.reference.history["measured"].astype(int)
@@ -92,17 +92,20 @@ class Comparison:
 def compare(rule: Rule, config: SearchConfig | None = None, data: Data | None = None) -> Comparison:
     """Run the same seeded search with a reader's backtracking rule and with the source's `Learned` (4.50-4.53).
 
-    rule: any callable from an `ArchitectureStep` to the new α, (E, M); a copy of it is used, so that what it stores starts
-    afresh. config: default `SMALL`; its fields say what `Learned` is like, and its `measure_every` how often the exact
-    coupling is measured. data: default the embedded digits at 8 × 8 pixels.
-    Raises TypeError for a rule that cannot be called, ValueError where it returns anything but an (E, M) tensor or where
-    measure_every is 0, FloatingPointError where α is no longer finite.
+    rule: any callable from an `ArchitectureStep` to the new α, (E, M), see `backtracking`; a copy of it is used, so that what
+    it stores starts afresh. config: default `SMALL`; its fields say what `Learned` is like, and its `measure_every` how often the
+    exact coupling is measured. data: default the embedded digits at 8 × 8 pixels.
+    Raises TypeError for a rule that cannot be called, ValueError where it returns anything but a tensor like α or where nothing
+    would be measured (measure_every 0, or a warmup of all rounds), FloatingPointError where α is no longer finite.
     """
     config = SMALL if config is None else config
     if not callable(rule):
         raise TypeError(f"rule: expected a function of an ArchitectureStep, got {type(rule).__name__}")
     if config.measure_every == 0:
         raise ValueError("measure_every: expected at least 1, got 0: nothing would be measured")
+    if config.warmup >= config.rounds:
+        got = f"{config.warmup}: no step of α would be made"
+        raise ValueError(f"warmup: expected less than rounds = {config.rounds}, got {got}")
     config = dataclasses.replace(config, backtracking="learned")
     data = digits(size=8) if data is None else data
     return Comparison(search(data, config, copy.deepcopy(rule)), search(data, config), config)
