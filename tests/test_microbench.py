@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import itertools
 import json
+import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +21,8 @@ import pytest
 import torch
 
 import dcpnas_lite.evaluation.microbench as mb
+from dcpnas_lite import files
+from dcpnas_lite.__main__ import main
 from dcpnas_lite.evaluation.training import TrainConfig
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import Genotype, discretize
@@ -25,11 +31,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 TINY = mb.Recipe("digits", {"size": 8}, TrainConfig(channels=2, layers=1, epochs=1, batch=512))
 BUILD = """
+import argparse
 import dcpnas_lite.evaluation.microbench as mb
+from dcpnas_lite.__main__ import guarded
 from dcpnas_lite.evaluation.training import TrainConfig
-if __name__ == "__main__":
+def build(args):
     recipe = mb.Recipe("digits", {{"size": 8}}, TrainConfig(channels=2, layers=1, epochs=1, batch=512))
-    mb.build(recipe, 2, 1, {out!r}, cells=range(100, 100 + {cells}), progress=False)
+    mb.build(recipe, 2, {workers}, {out!r}, cells=range(100, 100 + {cells}), progress=False)
+if __name__ == "__main__":
+    raise SystemExit(guarded(build, argparse.Namespace()))
 """
 
 
@@ -42,11 +52,26 @@ def test_a_cell_has_one_number():
     assert mb.operations(0o123) == ("skip_connect", "dil_conv_3x3", "dil_conv_5x5")
 
 
-@pytest.mark.parametrize(
-    "cell", [-1, 512, "none", ("none",) * 2, ("none", "none", "conv"), Genotype(1, ((("none", 0),), (("none", 0),)))]
-)
+def test_a_cell_is_a_set_of_edges():
+    a, b, c = ("sep_conv_3x3", 0), ("skip_connect", 0), ("max_pool_3x3", 1)
+    assert mb.index(Genotype(1, ((a,), (b, c)))) == mb.index(Genotype(1, ((a,), (c, b)))) == mb.index([a[0], b[0], c[0]])
+    assert mb.index(np.array([a[0], b[0], c[0]])) == mb.index([a[0], b[0], c[0]])
+
+
+ONE = ("none", 0)
+NO_CELLS = [
+    *(-1, 512, 1.0, 1.5, math.nan, np.float64(3), None, True, np.True_, 10**30, "none", b"abc", [], [[], [1]], {"none": 1}),
+    *(("none",) * 2, ("none", "none", "conv"), ("none", "none", ["none"]), {"none", "skip_connect", "sep_conv_3x3"}),
+    *(np.array([1.0]), np.array(["none"] * 4), object()),
+    *(Genotype(1, nodes) for nodes in (((ONE,), (ONE,)), ((ONE,), (ONE, ONE)), ((ONE,), (ONE, ONE, ("none", 1))), ((ONE,),))),
+    Genotype(1, ((ONE,), (ONE, ("none", 1)), (ONE,))),
+    Genotype(1, ((ONE,), (ONE, ("none", 1))), ((ONE,), (ONE, ("none", 1)))),
+]
+
+
+@pytest.mark.parametrize("cell", NO_CELLS, ids=repr)
 def test_no_cell_is_refused(cell):
-    with pytest.raises(ValueError, match="cell: expected"):
+    with pytest.raises(ValueError, match="^cell: expected .*, got .*$"):
         mb.index(cell)
 
 
@@ -101,33 +126,119 @@ def test_classes_partition_the_cells():
 
 
 def rows(path) -> list[list[str]]:
-    return sorted(r[:-1] for r in csv.reader(Path(path).read_text().splitlines()[2:]))  # without the seconds
+    return sorted(r[:-2] for r in csv.reader(Path(path).read_text().splitlines()[2:]))  # without seconds and checksum
 
 
-def test_a_killed_build_goes_on_to_the_same_table(tmp_path):
-    out, script = tmp_path / "t.csv", tmp_path / "build.py"
-    script.write_text(BUILD.format(out=str(out), cells=3))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(mb.__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, script], env=environment, start_new_session=True)
-    deadline = time.time() + 200
-    while time.time() < deadline and process.poll() is None and not (out.exists() and out.read_text().count("\n") > 4):
-        time.sleep(0.02)
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
-    with open(out, "a") as file:
-        file.write("102,32,1,0.0")  # a row the kill cut off
-    subprocess.run([sys.executable, script], env=environment, check=True, timeout=250)
-    found = rows(out)
-    assert [r[:3] for r in found] == sorted([str(c), str(b), str(s)] for c in (100, 101, 102) for b in (1, 32) for s in (0, 1))
+class Build:
+    """A build of `cells` cells, 1-bit and real-valued, with two seeds, in processes of its own."""
+
+    def __init__(self, folder: Path, cells: int):
+        self.out, self.script = folder / "t.csv", folder / "build.py"
+        self.script.write_text(BUILD.format(out=str(self.out), workers=2, cells=cells))
+
+    def rows(self) -> int:
+        return self.out.read_text().count("\n") - 2 if self.out.exists() else 0
+
+    def start(self, rows: int) -> tuple[subprocess.Popen, list[int]]:
+        """The build and its workers, once it has written `rows` more rows."""
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(mb.__file__).parents[2])}
+        options = dict(env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        before, process, deadline = self.rows(), subprocess.Popen([sys.executable, self.script], **options), time.time() + 200
+        while self.rows() < before + rows:
+            assert process.poll() is None and time.time() < deadline, process.communicate()
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return process, [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def gone(pids: list[int], seconds: float = 20) -> bool:
+    def alive(pid: int) -> bool:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return False
+
+    deadline = time.time() + seconds
+    while any(map(alive, pids)) and time.time() < deadline:
+        time.sleep(0.05)
+    return not any(map(alive, pids))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+def test_a_build_survives_what_it_meets_and_goes_on_to_the_same_table(tmp_path):
+    build = Build(tmp_path, 8)
+    faults = {
+        "dead worker": lambda process, workers: os.kill(workers[0], signal.SIGKILL),
+        "Ctrl-C": lambda process, workers: os.killpg(process.pid, signal.SIGINT),  # as a terminal sends it, to all
+        "dead parent": lambda process, workers: process.kill(),
+    }
+    statuses = {"dead worker": 2, "Ctrl-C": 130, "dead parent": -signal.SIGKILL}
+    for name, fault in faults.items():
+        process, workers = build.start(rows=2)
+        assert len(workers) == 2
+        fault(process, workers)
+        _, message = process.communicate(timeout=60)
+        assert process.returncode == statuses[name]
+        assert "Traceback" not in message
+        if name != "dead parent":  # of which multiprocessing's own tracker may tell that it is gone
+            assert message.count("\n") == 1 and "what is finished is kept" in message, message
+        assert gone(workers)
+        before = build.out.read_text()
+        assert before.endswith("\n") and 2 <= build.rows() < 32
+        with open(build.out, "a") as file:
+            file.write("102,32,1,0.0")  # the beginning of a row, as a crash of the machine can leave it
+    process, _ = build.start(rows=1)
+    assert process.communicate(timeout=250)[1] == "" and process.returncode == 0
+    assert build.out.read_text().startswith(before)
+    found = rows(build.out)
+    assert [r[:3] for r in found] == sorted([str(c), str(b), str(s)] for c in range(100, 108) for b in (1, 32) for s in (0, 1))
     data = TINY.load()
     result = mb.train_cell(101, 1, 1, TINY, data)
-    assert mb.row(101, 1, 1, result, data.test.x[0]).split(",")[:-1] in found
-    before = out.read_bytes()
-    mb.build(TINY, 2, 1, out, cells=[100, 101, 102], progress=False)  # nothing is left to do
-    assert out.read_bytes() == before
+    assert mb.row(101, 1, 1, result, data.test.x[0]).split(",")[:-2] in found
+    whole = build.out.read_bytes()
+    mb.build(TINY, 2, 1, build.out, cells=range(100, 108), progress=False)  # nothing is left to do
+    assert build.out.read_bytes() == whole
+
+
+def test_a_table_has_one_builder(tmp_path):
+    out = tmp_path / "t.csv"
+    with files.lock(out), pytest.raises(BlockingIOError, match="in use by process"):
+        mb.build(TINY, 1, 1, out, cells=[0], progress=False)
+
+
+def test_a_row_that_does_not_fit_leaves_no_piece(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("x" * 90 + "\n")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, old[1]))  # as a full disk: the beginning of the row is written
+    try:
+        with pytest.raises(OSError, match="the rows before stay.*t.csv"):
+            mb.append(path, "y" * 60 + "\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert path.read_text() == "x" * 90 + "\n"
+    mb.append(path, "y\n")
+    assert path.read_text() == "x" * 90 + "\ny\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "mnist"}, "data: expected one of digits"),
+        ({"workers": 0}, "workers: expected 1 …"),
+        ({"seeds": 0}, "seeds: expected"),
+        ({"seeds": [-1]}, "seeds: expected"),
+        ({"cells": [512]}, "cell: expected"),
+    ],
+)
+def test_a_senseless_build_is_refused_and_leaves_nothing(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        mb.build(**{"data": TINY, "out": tmp_path / "new" / "t.csv", "progress": False} | options)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_a_build_trains_nothing_twice(tmp_path):
+    out = mb.build(TINY, np.int64(1), 1, tmp_path / "t.csv", cells=iter([5, mb.genotype(5), np.int64(5)]), progress=False)
+    assert [r[:3] for r in rows(out)] == [["5", "1", "0"], ["5", "32", "0"]]
 
 
 def test_another_recipe_is_refused(tmp_path):
@@ -135,8 +246,6 @@ def test_another_recipe_is_refused(tmp_path):
     mb.opened(out, TINY)
     with pytest.raises(ValueError, match=f"expected a table of recipe {mb.RECIPES['digits'].hash}"):
         mb.opened(out, mb.RECIPES["digits"])
-    with pytest.raises(ValueError, match="data: expected one of digits"):
-        mb.build("mnist", out=out)
 
 
 def test_operations_are_counted():
@@ -149,16 +258,22 @@ def test_operations_are_counted():
 # -- reading
 
 
+SMALL = [(5, 1, 0.7, 10), (5, 0, 0.5, 10), (6, 0, 0.9, 20), (6, 1, 0.9, 20), (7, 0, 0.8, 30)]
+
+
 @pytest.fixture
-def small(tmp_path):
-    """Three 1-bit cells: 5 twice, 6 twice, 7 once."""
+def table(tmp_path):
+    """A table as `build` leaves it: three 1-bit cells, 5 twice, 6 twice, 7 once."""
     path = tmp_path / "t.csv"
     mb.opened(path, TINY)
-    with open(path, "a") as file:
-        for cell, seed, accuracy, size in [(5, 0, 0.5, 10), (5, 1, 0.7, 10), (6, 0, 0.9, 20), (6, 1, 0.9, 20), (7, 0, 0.8, 30)]:
-            file.write(f"{cell},1,{seed},{accuracy},{accuracy},1,2,{size},3,4,0.5\n")
-    mb.pack(path, tmp_path / "t.csv.gz")
-    return mb.MicroBench.load(tmp_path / "t.csv.gz")
+    mb.append(path, "".join(mb._sealed(f"{cell},1,{seed},{a},{a},1,2,{size},3,4,0.5") for cell, seed, a, size in SMALL))
+    return path
+
+
+@pytest.fixture
+def small(table):
+    mb.pack(table, table.with_suffix(".csv.gz"))
+    return mb.MicroBench.load(table.with_suffix(".csv.gz"))
 
 
 def test_means_errors_ranks(small):
@@ -173,19 +288,131 @@ def test_means_errors_ranks(small):
     assert small.pareto() == [5, 6]
     assert len(small.missing(1)) == 2 * mb.CELLS - 3
     assert small.frame()["test_accuracy"].shape == (5,)
-    with pytest.raises(KeyError, match="cell 8 with 1 bits"):
-        small.accuracy(8)
-    with pytest.raises(ValueError, match="expected bits 1 or 32"):
-        small.accuracy(5, 2)
+    for of in (small.accuracy, small.standard_error, small.percentile, small.regret, small.size):
+        with pytest.raises(KeyError, match="cell 8 with 1 bits"):
+            of(8)
+        with pytest.raises(ValueError, match="expected bits 1 or 32"):
+            of(5, 2)
+    assert small.top(10) == [6, 7, 5] and small.top(10, 32) == []
 
 
-def test_bad_tables_are_refused(tmp_path):
+def test_a_packed_table_is_the_plain_one_sorted(table, small):
+    text = gzip.decompress(table.with_suffix(".csv.gz").read_bytes()).decode()
+    assert [line[:5] for line in text.splitlines()[2:]] == ["5,1,0", "6,1,0", "7,1,0", "5,1,1", "6,1,1"]
+    plain = mb.MicroBench.load(table)
+    assert plain.recipe == small.recipe == json.loads(TINY.to_json()) and mb.Recipe.of(small) == TINY
+    assert plain.mean.keys() == small.mean.keys()
+    assert all(np.array_equal(plain.mean[k], small.mean[k], equal_nan=True) for k in plain.mean)
+    for name, column in plain.rows.items():
+        assert column.dtype == small.rows[name].dtype and np.array_equal(np.sort(column), np.sort(small.rows[name]))
+
+
+def test_packing_a_shipped_table_again_changes_nothing(tmp_path):
+    for name in mb.RECIPES:
+        shipped = mb.TABLES / f"microbench-{name}.csv.gz"
+        mb.pack(shipped, tmp_path / "t")
+        assert gzip.decompress((tmp_path / "t").read_bytes()) == gzip.decompress(shipped.read_bytes())
+
+
+def test_a_table_without_checksums_is_read_and_gone_on_with(table, small):
+    before = mb.MicroBench.load(table).rows
+    sealed = table.read_bytes()
+    table.write_text("".join(line.rpartition(",")[0] + "\n" if i else line for i, line in enumerate(open(table))))
+    assert ",check" not in table.read_text()
+    after = mb.MicroBench.load(table).rows
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    assert mb.opened(table, TINY) == {(cell, 1, seed) for cell, seed, *_ in SMALL}
+    assert table.read_bytes() == sealed
+
+
+def test_no_file_at_all():
     with pytest.raises(FileNotFoundError, match="expected one of digits, fashion_mnist or a file"):
         mb.MicroBench.load("mnist")
-    for content in (b"", b"cell,bits\n1,2\n", b"\x1f\x8b damaged", b'# {"recipe": {}}\ncell\nx\n'):
-        (tmp_path / "bad").write_bytes(content)
-        with pytest.raises(ValueError, match="expected a table of micro cells"):
-            mb.MicroBench.load(tmp_path / "bad")
+
+
+HEAD = mb._head(TINY.to_json(), checked=False).encode()
+ROW = b"5,1,0,0.5,0.5,1,2,3,3,4,0.5\n"
+BAD = {
+    "empty": b"", "foreign": b"cell,bits\n1,2\n", "no gzip": b"\x1f\x8b damaged", "other columns": b'# {"recipe": {}}\ncell\nx\n',
+    "gzip cut off": gzip.compress(HEAD + ROW)[:-9], "bomb": gzip.compress(bytes(1 << 28)), "nul": bytes(1000),
+    "recipe": HEAD.replace(b'"channels": 2', b'"channels": 3') + ROW, "no recipe": mb._head("{}", False).encode() + ROW,
+    "deep": b"# " + b"[" * 100_000, "long field": HEAD + b'"' + b"x" * 200_000 + b"\n" + ROW,
+    "cut off": HEAD + ROW + ROW[:9], "twice": HEAD + ROW + ROW, "two in one": HEAD + ROW[:-1] + ROW,
+    "cell": HEAD + ROW.replace(b"5,1", b"512,1", 1), "bits": HEAD + ROW.replace(b",1,", b",2,", 1),
+    "seed": HEAD + ROW.replace(b",0,", b",-1,", 1), "accuracy": HEAD + ROW.replace(b",0.5", b",1.1", 1),
+    "negative": HEAD + ROW.replace(b",0.5", b",-.1", 1), "nan": HEAD + ROW.replace(b",0.5", b",nan", 1),
+    "fraction": HEAD + ROW.replace(b",3,4", b",3.5,4", 1), "huge": HEAD + ROW.replace(b",4,", b",1" + b"0" * 30 + b",", 1),
+    "space": HEAD + ROW.replace(b"5,1", b"5 ,1", 1), "digits of another script": HEAD + ROW.replace(b"5,1", "٥,1".encode(), 1),
+    "blank line": HEAD + b"\n" + ROW, "not text": HEAD + b"\xff" + ROW,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_tables_are_refused_in_one_line(tmp_path, kind, capsys):
+    path = tmp_path / "t.csv"
+    path.write_bytes(BAD[kind])
+    for read in (mb.MicroBench.load, lambda p: mb.pack(p, tmp_path / "packed")):
+        with pytest.raises(ValueError, match=f"^{path}[:,].*$"):
+            read(path)
+    assert not (tmp_path / "packed").exists()
+    if kind not in ("empty", "cut off"):  # what a kill leaves
+        with pytest.raises(ValueError, match=f"^{path}[:,].*$"):
+            mb.opened(path, TINY)
+    assert path.read_bytes() == BAD[kind]
+
+
+def test_a_damaged_row_is_named_by_its_line(table):
+    lines = table.read_text().splitlines(keepends=True)
+    for number in range(3, len(lines) + 1):
+        for at in range(len(lines[number - 1]) - 1):
+            text, other = lines[number - 1], "7" if lines[number - 1][at] != "7" else "8"
+            table.write_text("".join([*lines[: number - 1], text[:at] + other + text[at + 1 :], *lines[number:]]))
+            with pytest.raises(ValueError, match=rf"t\.csv, line {number}: .*delete this line"):
+                mb.MicroBench.load(table)
+
+
+@pytest.mark.parametrize("content", [b"", b"method,seed,cell\nx,1\n", b"method,seed,cell\nx,1,512\n", b"\xff", b'method\n"x'])
+def test_bad_tables_of_searches_are_refused(tmp_path, content):
+    path = tmp_path / "m.csv"
+    path.write_bytes(content)
+    if content:
+        with pytest.raises(ValueError, match=f"^{path}: expected a table of searches.*$"):
+            mb.found(path)
+    else:
+        assert mb.found(path) == {}
+
+
+# -- command line
+
+
+def test_a_table_built_elsewhere_can_be_packed_shown_and_checked(tmp_path, table, capsys):
+    packed = tmp_path / "packed.csv.gz"
+    assert main(["microbench", "pack", "--table", str(table), "--out", str(packed)]) == 0
+    assert np.array_equal(np.sort(mb.MicroBench.load(packed).rows["cell"]), [5, 5, 6, 6, 7])
+    assert main(["microbench", "show", "--table", str(packed)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["6", "7", "5"] and "real –" in shown[0]
+    assert main(["microbench", "check", "--table", str(table), "--count", "2"]) in (0, 1)
+    assert capsys.readouterr().out.count("retrained") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--table", "x"], "--table: expected with pack, show or check"),
+        (["build", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["show", "--count", "0"], "--count: expected at least 1, got 0"),
+        (["show", "--table", "nowhere"], "table: expected one of digits, fashion_mnist or a file, got 'nowhere'"),
+        (["pack", "--table", "nowhere"], "No such file or directory: 'nowhere'"),
+        (["check", "--count", "600"], "digits: expected a table with at least 600 cells"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["microbench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "seeds"), [("digits", 3), ("fashion_mnist", 1)])
@@ -201,7 +428,7 @@ def test_the_shipped_tables_are_whole_and_of_their_recipe(name, seeds):
 def test_the_fashion_table_has_three_seeds_for_its_top_and_for_random_cells():
     bench = mb.MicroBench.load("fashion_mnist")
     first = (bench.rows["bits"] == 1) & (bench.rows["seed"] == 0)
-    top = bench.rows["cell"][first][np.argsort(-bench.rows["validation_accuracy"][first])[:26]]
+    top = bench.rows["cell"][first][np.argsort(-bench.rows["validation_accuracy"][first], kind="stable")[:26]]
     drawn = np.random.default_rng(0).choice(mb.CELLS, 51, replace=False)
     assert all((bench.runs[bits][[*top, *drawn]] >= 3).all() for bits in mb.BITS)
 
