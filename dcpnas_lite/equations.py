@@ -77,13 +77,13 @@ class Equation:
 
     def check(self) -> Check:
         """Run the check on its fixed problem; an exception inside it is a failure."""
-        text = " ".join(self.run.__doc__.split())
+        text = " ".join((self.run.__doc__ or "").split())  # without docstrings, python -OO, there are no words
         try:
             with torch.random.fork_rng(devices=[]):  # modules draw their initial weights from the global generator
                 torch.manual_seed(0)
                 outcome = self.run()
         except Exception as problem:
-            return Check(False, float("inf"), f"{text} The check raised {type(problem).__name__}: {problem}")
+            return Check(False, float("inf"), f"{text} The check raised {type(problem).__name__}: {problem}".strip())
         if self.verdict in ("corrected", "under an assumption"):
             error, discrepancy = outcome
             return Check(error <= self.exact and discrepancy >= WRONG, discrepancy, text)

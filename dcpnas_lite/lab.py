@@ -2,6 +2,7 @@
 
 `signatures()` lists what can be checked and how the function is called; `mutants("4.49")` lists wrong versions that the
 check is known to catch. A bare number is the line as printed, "4.49 derived" the corrected one; a third word names a part.
+The bare number may also be written as one, 4.49.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Exercise:
         return self.prepare(arguments)
 
 
-def check(equation: str, fn: Callable) -> str:
+def check(equation: str | float, fn: Callable) -> str:
     """Check a reader's function on three random problems (float64, distinct sizes, E > M and E < M).
 
     fn is called with positional arguments as below and must return a new tensor of exactly the stated shape, in float64,
@@ -68,7 +69,7 @@ def check(equation: str, fn: Callable) -> str:
 
 {signatures}
     """
-    exercise = _exercise(equation)
+    equation, exercise = _exercise(equation)
     if not callable(fn):
         raise TypeError(f"fn: expected a function, got {type(fn).__name__}")
     for number, sizes in enumerate(SIZES):
@@ -89,6 +90,8 @@ def check(equation: str, fn: Callable) -> str:
             raise CheckFailed(equation, f"wrong shape: yours {tuple(yours.shape)}, expected {shape} ({where})")
         if yours.dtype != expected.dtype:
             raise CheckFailed(equation, f"wrong type of number: yours {yours.dtype}, expected {expected.dtype}")
+        if (yours.device, yours.layout) != (expected.device, expected.layout):
+            raise CheckFailed(equation, f"expected a tensor in main memory, yours is {yours.layout} on {yours.device}")
         right = torch.isclose(yours, expected, rtol=TOLERANCE, atol=TOLERANCE * expected.abs().max().item())
         if not right.all():
             index = tuple((~right).nonzero()[0].tolist())
@@ -102,9 +105,9 @@ def check(equation: str, fn: Callable) -> str:
     return message
 
 
-def mutants(equation: str) -> dict[str, Callable]:
+def mutants(equation: str | float) -> dict[str, Callable]:
     """Wrong versions of an equation by name: each has the signature of the right one, and its check catches every one."""
-    exercise = _exercise(equation)
+    _, exercise = _exercise(equation)
     return {
         "zero": lambda *a: exercise.reference(*a) * 0,
         "negated": lambda *a: -exercise.reference(*a),
@@ -119,11 +122,17 @@ def signatures() -> str:
     return "\n".join(f"{name:16} fn({e.signature.replace(' -> ', ') -> ')}: {e.what}" for name, e in EXERCISES.items())
 
 
-def _exercise(equation: str) -> Exercise:
-    if equation in EXERCISES:
-        return EXERCISES[equation]
-    close = [name for name in EXERCISES if name.split()[0] == equation.split()[0]] if equation.strip() else []
-    raise ValueError(f"equation: expected one of {', '.join(close or EXERCISES)}, got {equation!r}")
+def _exercise(equation: str | float) -> tuple[str, Exercise]:
+    """Its name and itself; the number 4.5 is the name "4.50"."""
+    name = equation
+    if isinstance(equation, float) and float(f"{equation:.2f}") == equation:
+        name = f"{equation:.2f}"
+    if isinstance(name, str) and name in EXERCISES:
+        return name, EXERCISES[name]
+    number = name.split()[:1] if isinstance(name, str) else []
+    close = [listed for listed in EXERCISES if listed.split()[:1] == number]
+    got = repr(equation) if isinstance(equation, str | float | int) else type(equation).__name__
+    raise ValueError(f"equation: expected one of {', '.join(close or EXERCISES)}, got {got}")
 
 
 # ---- the exercises -------------------------------------------------------------------------------------------------
@@ -580,7 +589,9 @@ EXERCISES: dict[str, Exercise] = {
                 backtracking.ranking(r) > tau, n + eta * p * a, a
             ),
             "others set to 0": lambda n, a, p, eta, r, tau: torch.where(backtracking.ranking(r) > tau, n + eta * p * a, 0.0),
-            "order taken for rank": lambda n, a, p, eta, r, tau: torch.where(r.argsort() + 1 > tau, n + eta * p * a, n),
+            "order taken for rank": lambda n, a, p, eta, r, tau: torch.where(
+                r.argsort(stable=True) + 1 > tau, n + eta * p * a, n
+            ),
         },
         _with_ranks,
     ),

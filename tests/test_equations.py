@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -114,6 +117,19 @@ def test_report():
     assert len(lines) == 35 and lines[-1] == "34 of 34 equations have a verdict and a passing check"
     for number, line in zip(NUMBERS, lines, strict=False):
         assert line.startswith(f"{number}  pass  ")
+
+
+def test_without_docstrings():
+    """python -OO takes the docstrings and the assertions away: the same table, the same reader's checker."""
+    def optimised(*arguments):
+        command = [sys.executable, "-OO", *arguments]
+        return subprocess.run(command, capture_output=True, encoding="utf8", env=os.environ | {"PYTHONUTF8": "1"})
+
+    table = optimised("-m", "dcpnas_lite", "equations")
+    assert (table.returncode, table.stderr) == (0, "") and table.stdout == equations.report() + "\n"
+    script = "from dcpnas_lite import lab; assert 0; lab.check(4.49, lab.EXERCISES['4.49'].reference); print(lab.signatures())"
+    checked = optimised("-c", script)
+    assert checked.returncode == 0 and checked.stdout.startswith("4.49 passes: ") and "4.53  " in checked.stdout
 
 
 def test_generated_pages():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +89,8 @@ def test_value_failure_names_index_yours_and_expected():
         (lambda alpha: alpha, "your function raised TypeError"),
         (lambda *a: a[0] @ a[0], "your function raised RuntimeError"),
         (lambda *a: trace.trace_components(*a).add(1e-6), "wrong value"),
+        (lambda *a: trace.trace_components(*a).to("meta"), "expected a tensor in main memory, yours is torch.strided on meta"),
+        (lambda *a: trace.trace_components(*a).to_sparse(), "expected a tensor in main memory, yours is torch.sparse_coo on cpu"),
     ],
 )
 def test_what_is_not_an_answer(fn, message):
@@ -110,6 +113,39 @@ def test_unknown_equation_and_no_function():
         lab.mutants("x")
     with pytest.raises(TypeError, match="fn: expected a function, got int"):
         lab.check("4.49", 3)
+
+
+@pytest.mark.parametrize("number, name", [(4.49, "4.49"), (4.5, "4.50"), (np.float64(4.51), "4.51")])
+def test_a_number_is_the_line_as_printed(number, name):
+    assert lab.check(number, lab.EXERCISES[name].reference).startswith(f"{name} passes")
+    with pytest.raises(lab.CheckFailed, match=f"^{name}: wrong value") as failure:
+        lab.check(number, lab.mutants(number)["negated"])
+    assert failure.value.equation == name
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [4, 4.499999, 4.45, True, None, float("nan"), float("inf"), 10**400, ["4.49"], b"4.49", torch.ones(2, 2), "", " ", "4.5"],
+)
+def test_anything_else_gets_one_line(equation):
+    for call in (lambda: lab.check(equation, trace.coupling), lambda: lab.mutants(equation)):
+        with pytest.raises(ValueError, match="^equation: expected one of 4.[^\n]*, got [^\n]*$"):
+            call()
+
+
+def test_what_a_function_keeps_is_its_own():
+    """Given and returned tensors may be changed later: the next problem and the next check do not see it."""
+    kept = []
+
+    def keeping(*arguments):
+        for tensor in kept:
+            tensor.zero_()
+        kept[:] = [*arguments, trace.trace_components(*arguments)]
+        return kept[-1]
+
+    for _ in range(2):
+        assert "passes" in lab.check("4.49", keeping)
+    assert "passes" in lab.check("4.49", trace.trace_components)
 
 
 def test_signatures_are_told():
