@@ -7,11 +7,12 @@ is passed as `root`; without one in $DCPNAS_DATA/NAME (default ~/.cache/dcpnas_l
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
+import math
+import operator
 import os
 import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -26,6 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from . import files
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
 
@@ -36,6 +39,9 @@ FASHION_MNIST_SHA256 = {  # of the decompressed content: the gzip wrappers diffe
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+FASHION_MNIST_BYTES = dict(  # of the decompressed content; no more is read, or downloaded
+    zip(FASHION_MNIST_SHA256, (16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000), strict=True)
+)
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
@@ -44,16 +50,59 @@ CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 # As listed by TensorFlow Datasets; the authors' page gives md5 c32a1d4ab5d03f1284b67883e8d87530 for the same archive.
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR10_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
-CIFAR10_RECORDS = 10_000  # in each file; a record is 1 byte for the class and 3 × 32 × 32 for the planes R, G, B
+CIFAR10_RECORDS = 10_000  # in each file
+CIFAR10_RECORD = 1 + 3 * 32 * 32  # bytes: the class, then the planes R, G, B
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+LARGEST = 1e15  # of a number in an image: sums of squares stay finite in float32
+
+
+def integer(name: str, value: object, least: int, most: int | None = None) -> int:
+    """`value`, an integer of any type, as an int. ValueError for anything else, or if it is not in `least` … `most`."""
+    try:
+        if not isinstance(value, bool) and least <= (number := operator.index(value)) and (most is None or number <= most):
+            return number
+    except TypeError:
+        pass
+    raise ValueError(f"{name}: expected an integer {f'of at least {least}' if most is None else f'from {least} to {most}'}, "
+                     f"got {value!r}")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Normalised images and their classes; `split[index]` gives the pair (x, y)."""
+    """Normalised images and their classes; `split[index]` gives the pair (x, y).
+
+    Images of another floating type become torch's default one (float32), labels of another integer type int64.
+    ValueError for anything but at least one image without NaN and infinity and as many labels, none below 0.
+    """
 
     x: Float[Tensor, "N C H W"]  # float32
     y: Int[Tensor, " N"]  # int64, 0 … number of classes − 1
+
+    def __post_init__(self):
+        for name, value, axes in (("x", self.x, 4), ("y", self.y, 1)):
+            expected = "images (N, C, H, W)" if name == "x" else "one label for each image, (N,)"
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name}: expected a tensor, {expected}, got {type(value).__name__}")
+            if value.dim() != axes or 0 in value.shape:
+                raise ValueError(f"{name}: expected {expected}, at least one, got shape {tuple(value.shape)}")
+            if value.layout != torch.strided or value.device.type != "cpu" or value.requires_grad:
+                got = f"{value.layout} on {value.device}" + ", which requires a gradient" * value.requires_grad
+                raise ValueError(f"{name}: expected an ordinary tensor on the CPU that requires no gradient, got {got}")
+        if len(self.x) != len(self.y):
+            raise ValueError(f"y: expected one label for each of the {len(self.x)} images, got {len(self.y)}")
+        if not self.x.is_floating_point():
+            raise ValueError(f"x: expected images as floating-point numbers, normalised, got {self.x.dtype}")
+        if self.y.is_floating_point() or self.y.is_complex() or self.y.dtype == torch.bool:
+            raise ValueError(f"y: expected integers, 0 … number of classes − 1, got {self.y.dtype}")
+        object.__setattr__(self, "x", self.x.to(torch.get_default_dtype()))
+        object.__setattr__(self, "y", self.y.long())
+        low, high = (v.item() for v in self.x.aminmax())  # NaN where there is one
+        if not -LARGEST <= low <= high <= LARGEST:
+            raise ValueError(f"x: expected finite numbers of at most {LARGEST:g}, got images from {low:g} to {high:g}")
+        if self.y.min() < 0:
+            raise ValueError(f"y: expected labels 0 … number of classes − 1, got {self.y.min()}")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -65,7 +114,11 @@ class Split:
 @dataclass(frozen=True, eq=False)
 class Data:
     """Three disjoint stratified splits. `mean` and `std` are those of the training split, one per channel,
-    in units of the full intensity range (0 = black, 1 = white): x = (intensity − mean) / std in every split."""
+    in units of the full intensity range (0 = black, 1 = white): x = (intensity − mean) / std in every split.
+
+    A data set of one's own is made like this, too. ValueError where images differ in channels or size between the splits, a
+    label has no name in `classes` (2 or more), or `mean` and `std` are not one finite number, std > 0, for each channel.
+    """
 
     name: str
     train: Split
@@ -75,24 +128,54 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise ValueError(f"name: expected a string, got {self.name!r}")
+        splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        for name, split in splits.items():
+            if not isinstance(split, Split):
+                raise ValueError(f"{name}: expected a Split, got {type(split).__name__}")
+            shape, expected = tuple(split.x.shape[1:]), tuple(self.train.x.shape[1:])
+            if shape != expected:
+                raise ValueError(f"{name}: expected images (C, H, W) = {expected} as in train, got {shape}")
+        if not isinstance(self.classes, list | tuple | np.ndarray) or not all(isinstance(c, str) for c in self.classes):
+            raise ValueError(f"classes: expected the names of the classes, got {self.classes!r}")
+        if len(self.classes) < 2:
+            raise ValueError(f"classes: expected 2 names or more, got {len(self.classes)}")
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        for name, split in splits.items():
+            if split.y.max() >= len(self.classes):
+                raise ValueError(f"{name}: expected labels 0 … {len(self.classes) - 1}, one for each class, got {split.y.max()}")
+        for name in ("mean", "std"):
+            try:
+                numbers = tuple(map(float, getattr(self, name)))
+            except (TypeError, ValueError):
+                numbers = ()
+            if len(numbers) != self.channels or not all(math.isfinite(v) and (v > 0 or name == "mean") for v in numbers):
+                expected = f"{self.channels} finite numbers{' above 0' * (name == 'std')}, one for each channel"
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, numbers)
+
     @property
     def channels(self) -> int:
         return self.train.x.shape[1]
 
     @property
     def size(self) -> int:
-        """Height and width of the images in pixels."""
-        return self.train.x.shape[2]
+        """Height and width of the images in pixels; ValueError where they are not the same."""
+        height, width = self.train.x.shape[2:]
+        if height != width:
+            raise ValueError(f"size: expected square images, got {height}×{width}")
+        return height
 
 
 def digits(seed: int = 0, size: int = 16) -> Data:
     """The 1797 handwritten digits that scikit-learn carries: one channel, 8×8, upsampled to `size`×`size`.
 
     Stratified by `seed` into 1077 / 360 / 360 images for training / validation / test (60 / 20 / 20 %).
-    Raises ImportError without scikit-learn, ValueError if `size` < 8.
+    Raises ImportError without scikit-learn, ValueError if `size` < 8: they are only enlarged.
     """
-    if size < 8:
-        raise ValueError(f"size: the digits have 8×8 pixels and are only enlarged, expected size ≥ 8, got {size}")
+    size = integer("size", size, 8)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -132,7 +215,10 @@ def fashion_mnist(
             looked = " or ".join(map(str, folders))
             raise FileNotFoundError(f"Fashion-MNIST: no folder with {', '.join(sha256)} (or .gz) at {looked}, "
                                     f"and the download failed: {error}") from error  # fmt: skip
-    x, y, test_x, test_y = (_read_idx(_idx_path(folder, name), digest) for name, digest in sha256.items())
+    x, y, test_x, test_y = (
+        _read_idx(_idx_path(folder, name), name, digest, axes)
+        for (name, digest), axes in zip(sha256.items(), (3, 1, 3, 1), strict=True)
+    )
     return _from_bytes("fashion_mnist", x[:, None], y, test_x[:, None], test_y, train, validation, seed,
                        FASHION_MNIST_CLASSES)  # fmt: skip
 
@@ -145,16 +231,18 @@ def download_fashion_mnist(
     """Download what is missing of the four files (30 MB) into `root` (default: see the top of this module).
 
     Returns the folder. An interrupted download is resumed by the next call; a file gets its name only once its
-    checksum is right. Raises ConnectionError if a file cannot be fetched, ValueError if it is not the expected one.
+    checksum is right. Raises ConnectionError if a file cannot be fetched, ValueError if it is not the expected one,
+    BlockingIOError while another process downloads it into the same folder.
     """
     folder = _folders("fashion-mnist", root)[0]
     folder.mkdir(parents=True, exist_ok=True)
     for name, digest in sha256.items():
         path = folder / f"{name}.gz"
         try:
-            _verified_content(path, digest)
+            _verified_content(path, name, digest)
         except (FileNotFoundError, ValueError):
-            _download(f"{base_url.rstrip('/')}/{path.name}", path, digest)
+            with files.lock(path):
+                _download(f"{base_url.rstrip('/')}/{path.name}", path, name, digest)
     return folder
 
 
@@ -167,21 +255,17 @@ def cifar10(
 ) -> Data:
     """CIFAR-10: three channels, 32×32, 50,000 training images and 10,000 test images (Krizhevsky, 2009).
 
-    Reads the binary version only: the archive cifar-10-binary.tar.gz (its digest is `sha256`; streamed, nothing is
-    extracted) or a folder with its six .bin files, for which no digest is published: their format is checked.
+    Reads the binary version only: the archive cifar-10-binary.tar.gz (its digest is `sha256`; nothing is extracted) or a
+    folder with its six .bin files, for which no digest is published: their format is checked.
     `root` is the archive or its folder. Splits as in `fashion_mnist`.
     Raises FileNotFoundError if there is neither, ValueError for anything else than the six files in their format.
     """
-    source, contents = _cifar10_files(root, sha256)
-    x, y = [], []
-    for name in CIFAR10_FILES:
-        expected, given = CIFAR10_RECORDS * 3073, len(contents[name])
-        if given != expected:
-            raise ValueError(f"{source}: {name}: expected {CIFAR10_RECORDS} records of 3073 bytes = {expected} bytes, "
-                             f"got {given}")  # fmt: skip
-        records = np.frombuffer(contents[name], np.uint8).reshape(-1, 3073)
-        x.append(records[:, 1:].reshape(-1, 3, 32, 32))
-        y.append(records[:, 0])
+    try:
+        contents = _cifar10_files(root, sha256)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it and get {CIFAR10_URL}") from None
+    records = [np.frombuffer(contents[name], np.uint8).reshape(-1, CIFAR10_RECORD) for name in CIFAR10_FILES]
+    x, y = [r[:, 1:].reshape(-1, 3, 32, 32) for r in records], [r[:, 0] for r in records]
     return _from_bytes("cifar10", np.concatenate(x[:-1]), np.concatenate(y[:-1]), x[-1].copy(), y[-1], train,
                        validation, seed, CIFAR10_CLASSES)  # fmt: skip
 
@@ -205,18 +289,16 @@ def batches(split: Split, size: int, seed: int, epoch: int, drop_last: bool = Fa
 
     The order is a function of (seed, epoch) alone: a resumed run sees the batches that the uninterrupted run
     would have seen. `drop_last` leaves out a last batch of fewer than `size` images.
-    Raises ValueError if `size` < 1.
+    Raises ValueError if `size` < 1, or a seed or an epoch is no integer from 0 to 2**32 − 1.
     """
-    if size < 1:
-        raise ValueError(f"size: expected a batch size of at least 1, got {size}")
-    parts = torch.randperm(len(split), generator=_generator(seed, epoch)).split(size)
+    size = integer("size", size, 1)
+    parts = torch.randperm(len(split), generator=_generator(seed, integer("epoch", epoch, 0, 2**32 - 1))).split(size)
     return [p for p in parts if len(p) == size or not drop_last]
 
 
-def _generator(*key: int) -> torch.Generator:
+def _generator(seed: int, *key: int) -> torch.Generator:
     # torch's CPU generator keeps only 32 bits of its seed: mix the key, one 32-bit word each, into them.
-    if not all(0 <= k < 2**32 for k in key):
-        raise ValueError(f"seed, epoch: expected integers from 0 to 2**32 - 1, got {', '.join(map(str, key))}")
+    key = (integer("seed", seed, 0, 2**32 - 1), *key)
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
@@ -262,91 +344,110 @@ def _idx_path(folder: Path, name: str) -> Path | None:
     return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
 
 
-def _verified_content(path: Path, digest: str) -> bytes:
-    content = path.read_bytes()
+def _verified_content(path: Path, name: str, digest: str) -> bytes:
+    """The content of the IDX file called `name`, decompressed; ValueError where it is not the one with this digest."""
+    limit = FASHION_MNIST_BYTES.get(name, max(FASHION_MNIST_BYTES.values()))
+    content = files.read(path, f"the file {name}", _packed(limit))
     if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip file ({error})") from error
+        content = files.gunzip(content, limit, path)
     given = hashlib.sha256(content).hexdigest()
     if given != digest:
         raise ValueError(f"{path}: expected content with sha256 {digest}, got {given}")
     return content
 
 
-def _read_idx(path: Path, digest: str) -> UInt8[np.ndarray, " ..."]:
+def _packed(limit: int) -> int:
+    """Bytes that gzip makes of `limit` bytes at most, with room for a long name in its header."""
+    return limit + limit // 1000 + 1000
+
+
+def _read_idx(path: Path, name: str, digest: str, axes: int) -> UInt8[np.ndarray, " ..."]:
     """An IDX file: bytes 0, 0, 8 (unsigned byte), the number of axes, their lengths (big-endian, 4 bytes), the data."""
-    content = _verified_content(path, digest)
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path}: expected an IDX file of unsigned bytes (00 00 08 …), got {content[:4].hex(' ')} …")
-    start = 4 + 4 * content[3]
-    shape = np.frombuffer(content[4:start], ">u4").astype(int)
-    if len(content) != start + shape.prod():
-        raise ValueError(f"{path}: expected {shape.prod()} data bytes for shape {shape}, got {len(content) - start}")
+    try:
+        content, start = _verified_content(path, name, digest), 4 + 4 * axes
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it and run again, which downloads it") from None
+    if content[:4] != bytes((0, 0, 8, axes)) or len(content) < start:
+        raise ValueError(f"{path}: expected an IDX file of unsigned bytes and {axes} axes (00 00 08 0{axes} …), "
+                         f"got {content[:4].hex(' ')} …")  # fmt: skip
+    shape = np.frombuffer(content[4:start], ">u4").tolist()
+    if len(content) != start + math.prod(shape):
+        raise ValueError(f"{path}: expected {math.prod(shape)} data bytes for shape {shape}, got {len(content) - start}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
-def _download(url: str, path: Path, digest: str) -> None:
-    """Fetch `url` into `path`, going on where a .part file ends."""
+def _download(url: str, path: Path, name: str, digest: str) -> None:
+    """Fetch `url` into `path`, going on where a .part file ends; no more than the file can have."""
     part = path.with_name(path.name + ".part")
     start = part.stat().st_size if part.exists() else 0
+    limit = _packed(FASHION_MNIST_BYTES.get(name, max(FASHION_MNIST_BYTES.values())))
     try:
         with urlopen(Request(url, headers={"Range": f"bytes={start}-"}), timeout=30) as response:
             if response.status != 206:  # the server ignores Range and sends the whole file
                 start = 0
-            length = response.headers["Content-Length"]
-            total = start + int(length) if length else None
+            length = response.headers["Content-Length"] or ""
+            total = start + int(length) if length.isdecimal() else None
             with (
                 part.open("ab" if start else "wb") as file,
                 tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=path.name) as bar,
             ):
-                while block := response.read(1 << 16):
+                while file.tell() <= limit and (block := response.read(1 << 16)):
                     file.write(block)
                     bar.update(len(block))
-        if total and part.stat().st_size < total:  # http.client does not report a connection closed too early
-            raise ConnectionError(f"connection lost after {part.stat().st_size} of {total} bytes")
+        size = part.stat().st_size
+        if size <= limit and total and size < total:  # http.client does not report a connection closed too early
+            raise ConnectionError(f"connection lost after {size} of {total} bytes")
     except (OSError, HTTPException) as error:
         if not (isinstance(error, HTTPError) and error.code == 416):  # 416: nothing is left to send
             raise ConnectionError(f"{url}: {error}; call again to go on") from error
     try:
-        _verified_content(part, digest)
+        _verified_content(part, name, digest)
     except ValueError as error:
         part.unlink()
         raise ValueError(f"{url}: not the expected file, removed: {error}") from error
     os.replace(part, path)
 
 
-def _cifar10_files(root, sha256: str) -> tuple[Path, dict[str, bytes]]:
-    """Where the six files were found, and their contents."""
+def _cifar10_files(root, sha256: str) -> dict[str, bytes]:
+    """The contents of the six files."""
     places = _folders("cifar-10", root)
     for place in places:
         archive = place if place.is_file() else place / "cifar-10-binary.tar.gz"
         if archive.is_file():
-            return archive, _cifar10_archive(archive, sha256)
+            return _cifar10_archive(archive, sha256)
         for folder in (place, place / "cifar-10-batches-bin"):
-            if all((folder / name).is_file() for name in CIFAR10_FILES):
-                return folder, {name: (folder / name).read_bytes() for name in CIFAR10_FILES}
+            paths = {name: folder / name for name in CIFAR10_FILES}
+            if all(path.is_file() for path in paths.values()):
+                for path in paths.values():
+                    _check_cifar10_size(path, path.stat().st_size)
+                return {name: path.read_bytes() for name, path in paths.items()}
     raise FileNotFoundError(
         f"CIFAR-10: no cifar-10-binary.tar.gz and no folder with {', '.join(CIFAR10_FILES)} at "
         f"{' or '.join(map(str, places))}; get {CIFAR10_URL} (the python version, made of pickles, is not read)"
     )
 
 
+def _check_cifar10_size(file: str | Path, size: int) -> None:
+    expected = CIFAR10_RECORDS * CIFAR10_RECORD
+    if size != expected:
+        raise ValueError(f"{file}: expected {CIFAR10_RECORDS} records of {CIFAR10_RECORD} bytes = {expected} bytes, got {size}")
+
+
 def _cifar10_archive(archive: Path, sha256: str) -> dict[str, bytes]:
-    with archive.open("rb") as file:
-        given = hashlib.file_digest(file, "sha256").hexdigest()
+    limit, contents = 7 * CIFAR10_RECORDS * CIFAR10_RECORD, {}  # bytes: the six files, and a seventh for all else
+    content = files.read(archive, "the binary version of CIFAR-10", _packed(limit))
+    given = hashlib.sha256(content).hexdigest()
     if given != sha256:
-        raise ValueError(f"{archive}: expected the binary version ({CIFAR10_URL}) with sha256 {sha256}, got {given}")
-    contents = {}
+        raise ValueError(f"{archive}: expected the binary version of CIFAR-10 with sha256 {sha256}, got {given}")
     try:
-        with tarfile.open(archive, "r|gz") as tar:
+        with tarfile.open(fileobj=io.BytesIO(files.gunzip(content, limit, archive)), mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 if member.isfile() and name in CIFAR10_FILES:
+                    _check_cifar10_size(f"{archive}: {name}", member.size)
                     contents[name] = tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{archive}: damaged tar.gz archive ({error})") from error
+    except tarfile.TarError as error:
+        raise ValueError(f"{archive}: damaged tar archive ({error})") from None
     if missing := [name for name in CIFAR10_FILES if name not in contents]:
         raise ValueError(f"{archive}: expected the binary version of CIFAR-10, {', '.join(missing)} missing")
     return contents
@@ -355,11 +456,12 @@ def _cifar10_archive(archive: Path, sha256: str) -> dict[str, bytes]:
 def _from_bytes(name, x, y, test_x, test_y, train, validation, seed, classes) -> Data:
     """Data from arrays of bytes, x (N, C, H, W) and y (N,); training and validation split are drawn from x, y."""
     for images, labels in ((x, y), (test_x, test_y)):
-        if len(images) != len(labels) or labels.max() >= len(classes):
+        if len(images) != len(labels) or labels.max(initial=0) >= len(classes):
             raise ValueError(f"{name}: expected as many labels as images, 0 … {len(classes) - 1}, "
-                             f"got {len(images)} images and {len(labels)} labels up to {labels.max()}")  # fmt: skip
+                             f"got {len(images)} images and {len(labels)} labels up to {labels.max(initial=0)}")  # fmt: skip
     y, test_y = (torch.from_numpy(labels.astype(np.int64)) for labels in (y, test_y))
-    train = len(y) - validation if train is None else train
+    validation = integer("validation", validation, 1)
+    train = len(y) - validation if train is None else integer("train", train, 1)
     for_validation, for_training = _stratified(y, (validation, train), _generator(seed))
 
     def intensities(images: np.ndarray) -> Tensor:

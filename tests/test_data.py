@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gzip
 import hashlib
 import http.server
@@ -12,6 +14,9 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +96,7 @@ def test_digits_are_stratified_and_depend_on_the_seed_alone():
 
 
 def test_digits_bad_input(monkeypatch):
-    with pytest.raises(ValueError, match="size ≥ 8, got 4"):
+    with pytest.raises(ValueError, match="^size: expected an integer of at least 8, got 4$"):
         data.digits(size=4)
     with pytest.raises(ValueError, match="from 0 to"):
         data.digits(seed=-1)
@@ -158,10 +163,14 @@ def test_batch_order_depends_on_seed_and_epoch_alone():
 
 def test_batches_bad_input():
     split = Split(torch.zeros(3, 1, 2, 2), torch.zeros(3).long())
-    with pytest.raises(ValueError, match="batch size of at least 1, got 0"):
+    with pytest.raises(ValueError, match="^size: expected an integer of at least 1, got 0$"):
         data.batches(split, 0, 0, 0)
-    with pytest.raises(ValueError, match="from 0 to"):
+    with pytest.raises(ValueError, match="^epoch: expected an integer from 0 to 4294967295, got -1$"):
         data.batches(split, 2, 0, -1)
+    with pytest.raises(ValueError, match="^seed: expected an integer from 0 to 4294967295, got 4294967296$"):
+        data.batches(split, 2, 2**32, 0)
+    with pytest.raises(ValueError, match=r"^seed: expected an integer .*, got 1\.5$"):
+        data.batches(split, 2, 1.5, 0)
 
 
 def test_load(tmp_path):
@@ -170,6 +179,112 @@ def test_load(tmp_path):
         data.load("cifar10", root=tmp_path)
     with pytest.raises(ValueError, match="expected digits, fashion_mnist or cifar10, got 'mnist'"):
         data.load("mnist")
+
+
+# --- data of one's own ------------------------------------------------------------------------------------------------
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def labelled(*shape: int, more: int = 0) -> Split:
+    """Twelve images with the labels 0, 1, 2, or `more` more."""
+    return Split(images(12, *shape), torch.arange(12) % 3 + more)
+
+
+def own(*shape: int, **changes) -> Data:
+    splits = {name: labelled(*shape) for name in ("train", "validation", "test")}
+    moments = dict(mean=(0.0,) * shape[0], std=(1.0,) * shape[0])
+    return Data(**dict(name="own", classes=("a", "b", "c")) | splits | moments | changes)
+
+
+X, Y = images(6, 1, 4, 4), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize("x, y, message", [
+    (X.numpy(), Y, r"x: expected a tensor, images \(N, C, H, W\), got ndarray"),
+    (X, Y.tolist(), "y: expected a tensor, one label for each image.*, got list"),
+    (X[:, 0], Y, r"x: expected images \(N, C, H, W\).*got shape \(6, 4, 4\)"),
+    (X[:0], Y[:0], r"x: expected .*, at least one, got shape \(0, 1, 4, 4\)"),
+    (X[:, :, :0], Y, r"x: expected .*, got shape \(6, 1, 0, 4\)"),
+    (X, Y[:, None], r"y: expected one label for each image, \(N,\).*got shape \(6, 1\)"),
+    (X, Y[:1], "y: expected one label for each of the 6 images, got 1"),
+    (X, torch.tensor(0), r"y: expected one label.*, got shape \(\)"),
+    (X, torch.nn.functional.one_hot(Y), r"y: expected .*, got shape \(6, 3\)"),
+    (X[:5], Y, "y: expected one label for each of the 5 images, got 6"),
+    ((X * 50 + 128).to(torch.uint8), Y, "x: expected images as floating-point numbers, normalised, got torch.uint8"),
+    (X.to(torch.complex64), Y, "x: expected .*, got torch.complex64"),
+    (X, Y.float(), "y: expected integers, .*, got torch.float32"),
+    (X, Y > 1, "y: expected integers, .*, got torch.bool"),
+    (X, Y - 1, "y: expected labels 0 … number of classes − 1, got -1"),
+    (X, Y * 0 - 100, "y: expected labels 0 … .*, got -100"),
+    (X / 0, Y, "x: expected finite numbers .* got images from -inf to inf"),
+    (X.where(X < 2, torch.nan), Y, "x: expected finite numbers .* from nan to nan"),
+    (X * 1e30, Y, r"x: expected finite numbers of at most 1e\+15, got images from -"),
+    (X.double() * 1e300, Y, "x: expected finite numbers .* from -inf to inf"),
+    (X.clone().requires_grad_(), Y, "x: expected an ordinary tensor on the CPU that requires no gradient, got .*gradient"),
+    (X.to_sparse(), Y, "x: expected an ordinary tensor.*, got torch.sparse_coo on cpu"),
+    (X.to("meta"), Y, "x: expected an ordinary tensor on the CPU.*, got torch.strided on meta"),
+])  # fmt: skip
+def test_a_split_that_is_none_is_refused(x, y, message):
+    with pytest.raises(ValueError, match=f"^{message}[^\n]*$"):
+        Split(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_other_integers_are_labels_and_other_floats_images(dtype):
+    split = Split(X.double(), Y.to(dtype))
+    assert split.y.dtype == torch.int64 and torch.equal(split.y, Y)
+    assert split.x.dtype == torch.float32 and torch.equal(split.x, X)
+    assert Split(X.half(), Y).x.dtype == torch.float32
+    assert Split(X, Y).x is X  # what needs no change is not copied
+
+
+def test_images_in_any_order_of_memory():
+    x = images(4, 4, 1, 6).permute(3, 2, 0, 1)
+    assert torch.equal(Split(x, Y).x, x) and not x.is_contiguous()
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(name=None), "name: expected a string, got None"),
+    (dict(train=(X, Y)), "train: expected a Split, got tuple"),
+    (dict(validation=labelled(1, 5, 7)), r"validation: .*\(2, 5, 7\) as in train, got \(1, 5, 7\)"),
+    (dict(test=labelled(2, 7, 5)), r"test: expected .*, got \(2, 7, 5\)"),
+    (dict(test=labelled(2, 5, 7, more=1)), "test: expected labels 0 … 2, one for each class, got 3"),
+    (dict(validation=labelled(2, 5, 7, more=7)), "validation: expected labels 0 … 2, one for each class, got 9"),
+    (dict(classes=("a", "b")), "train: expected labels 0 … 1, one for each class, got 2"),
+    (dict(classes=3), "classes: expected the names of the classes, got 3"),
+    (dict(classes="abc"), "classes: expected the names of the classes, got 'abc'"),
+    (dict(classes=(0, 1, 2)), r"classes: expected the names of the classes, got \(0, 1, 2\)"),
+    (dict(classes=("a",)), "classes: expected 2 names or more, got 1"),
+    (dict(mean=(0.0,)), r"mean: expected 2 finite numbers, one for each channel, got \(0.0,\)"),
+    (dict(mean=0.0), "mean: expected 2 finite numbers, .*, got 0.0"),
+    (dict(mean=(0.0, float("nan"))), "mean: expected 2 finite numbers"),
+    (dict(std=(1.0, 0.0)), r"std: expected 2 finite numbers above 0, one for each channel, got \(1.0, 0.0\)"),
+    (dict(std=(1.0, -1.0)), "std: expected 2 finite numbers above 0"),
+    (dict(std=(1.0, float("inf"))), "std: expected 2 finite numbers above 0"),
+    (dict(std=("a", "b")), "std: expected 2 finite numbers above 0"),
+])  # fmt: skip
+def test_data_that_is_none_is_refused(changes, message):
+    own(2, 5, 7)
+    with pytest.raises(ValueError, match=f"^{message}[^\n]*$"):
+        own(2, 5, 7, **changes)
+
+
+def test_names_and_moments_as_other_sequences():
+    d = own(2, 5, 7)
+    for names in (["a", "b", "c"], np.array(["a", "b", "c"])):
+        assert dataclasses.replace(d, classes=names).classes == ("a", "b", "c")
+    assert dataclasses.replace(d, mean=torch.tensor([0.5, 0.25]), std=np.array([2, 3])).mean == (0.5, 0.25)
+    assert dataclasses.replace(d, std=np.array([2, 3])).std == (2.0, 3.0)
+
+
+def test_the_size_of_images_that_are_not_square():
+    assert own(1, 6, 6).size == 6
+    with pytest.raises(ValueError, match="size: expected square images, got 5×7"):
+        own(2, 5, 7).size  # noqa: B018
+    assert own(2, 5, 7).channels == 2
 
 
 # --- Fashion-MNIST ----------------------------------------------------------------------------------------------------
@@ -260,22 +375,25 @@ def test_fashion_mnist_damaged_file(tmp_path, contents, sha256, damage, which):
     path.write_bytes(b"<html>" if damage == "not-gzip" else content[:-9] if damage.endswith("cut") else content)
     with pytest.raises(ValueError, match=re.escape(str(path))) as error:
         fashion(tmp_path, sha256)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "; delete it and run again" in str(error.value)
     assert "damaged gzip" in str(error.value) or sha256[NAMES[which]] in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("which", "content", "message"),
     [
-        (0, b"", "00 00 08 …"),
-        (0, b"\0\0\x08", "00 00 08 …"),
-        (0, struct.pack(">HBB", 0, 13, 1) + bytes(20), "00 00 08 ….*00 00 0d 01"),
+        (0, b"", "00 00 08 03 …"),
+        (0, b"\0\0\x08", "00 00 08 03 …"),
+        (0, struct.pack(">HBB", 0, 13, 1) + bytes(20), "00 00 08 03 ….*00 00 0d 01"),
         (2, struct.pack(">HBBIII", 0, 8, 3, 30, 28, 28) + bytes(100), "expected 23520 data bytes.*got 100"),
         (2, struct.pack(">HBB", 0, 8, 3) + bytes(5), "00 00 08"),
+        (0, idx(np.arange(60) % 10), "3 axes.*got 00 00 08 01"),
+        (1, idx(np.zeros((60, 28, 28))), "1 axes.*got 00 00 08 03"),
         (1, idx(np.arange(59) % 10), "60 images and 59 labels"),
         (3, idx(np.arange(30) % 11), "labels up to 10"),
     ],
-    ids=["empty", "three bytes", "floats", "cut data", "cut header", "too few labels", "label 10"],
+    ids=["empty", "three bytes", "floats", "cut data", "cut header", "labels for images", "images for labels", "too few labels",
+         "label 10"],  # fmt: skip
 )
 def test_fashion_mnist_foreign_content(tmp_path, contents, which, content, message):
     """Files in another format whose digests the caller vouches for."""
@@ -322,12 +440,22 @@ def server(contents):
             else:
                 body = content[start:]
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
+                if not self.server.endless:
+                    self.send_header("Content-Length", str(len(body)))
                 if status == 206:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.end_headers()
                 body = body[: self.server.cut_after]
-                self.wfile.write(body)
+                if self.server.wait:
+                    self.wfile.flush()
+                    self.server.wait.wait(20)
+                try:
+                    self.wfile.write(body)
+                    while self.server.endless:
+                        body += bytes(1 << 16)
+                        self.wfile.write(bytes(1 << 16))
+                except OSError:  # the reader has gone
+                    pass
             self.server.ranges.append((name, asked, status, len(body)))
 
         def log_message(self, *args):
@@ -335,7 +463,7 @@ def server(contents):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
         made.files = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in contents.items()}
-        made.honours_range, made.cut_after, made.ranges = True, None, []
+        made.honours_range, made.cut_after, made.ranges, made.endless, made.wait = True, None, [], False, None
         made.url = f"http://127.0.0.1:{made.server_address[1]}"
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -345,6 +473,49 @@ def server(contents):
 
 
 FIRST = f"{NAMES[0]}.gz"
+
+
+@contextlib.contextmanager
+def memory_of_at_most(size: float):
+    """Of what Python allocates in this block, in bytes."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= size
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("which, limit", [(0, 16 + 60_000 * 784), (1, 8 + 60_000), (2, 16 + 10_000 * 784), (3, 8 + 10_000)])
+def test_no_more_is_decompressed_than_the_file_can_have(tmp_path, contents, which, limit):
+    path = write(tmp_path, contents, packed=True) / f"{NAMES[which]}.gz"
+    path.write_bytes(gzip.compress(bytes(4 * limit), 1))
+    message = f"^{path}: expected at most {limit:,} bytes .* delete it and run again"
+    with memory_of_at_most(1.5e8), pytest.raises(ValueError, match=message):  # the first one holds 1.9e8
+        fashion(tmp_path, digests(contents))
+
+
+def test_no_more_is_downloaded_than_the_file_can_have(tmp_path, sha256, server):
+    server.endless = True
+    with pytest.raises(ValueError, match=f"{NAMES[3]}.*not the expected file, removed: .*at most 11,018 bytes"):
+        data.download_fashion_mnist(tmp_path, server.url, {NAMES[3]: sha256[NAMES[3]]})
+    assert not list(tmp_path.glob("*.part"))
+    assert 11_018 < server.ranges[0][3] < 1e7  # what the connection takes before it breaks
+
+
+def test_two_downloads_at_once(tmp_path, sha256, server):
+    """The second one is refused while the first is at work, and takes nothing from it."""
+    server.wait = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(data.download_fashion_mnist, tmp_path, server.url, sha256)
+        while not (tmp_path / f"{FIRST}.part").exists():
+            time.sleep(0.01)
+        with pytest.raises(BlockingIOError, match=f"{FIRST}: in use by process"):
+            data.download_fashion_mnist(tmp_path, server.url, sha256)
+        server.wait.set()
+        first.result()
+    assert [r[0] for r in server.ranges] == [f"{name}.gz" for name in NAMES]
+    assert len(fashion(tmp_path, sha256).test) == 30
 
 
 def test_download_then_nothing_left_to_do(tmp_path, contents, sha256, server):
@@ -500,7 +671,7 @@ def test_cifar10_bad_records(tmp_path, bins, packed, content, message):
 def test_cifar10_foreign_archives(tmp_path, bins):
     python = tmp_path / "cifar-10-python.tar.gz"
     digest = tar(python, {"data_batch_1": b"pickle", "test_batch": b"pickle"}, "cifar-10-batches-py")
-    with pytest.raises(ValueError, match=f"binary version.*{data.CIFAR10_SHA256}, got {digest}"):
+    with pytest.raises(ValueError, match=f"binary version.*{data.CIFAR10_SHA256}, got {digest}; delete it and get http"):
         data.cifar10(python)
     with pytest.raises(ValueError, match="expected the binary version of CIFAR-10, data_batch_1.bin, .*missing"):
         data.cifar10(python, sha256=digest)
@@ -509,8 +680,29 @@ def test_cifar10_foreign_archives(tmp_path, bins):
     cut = tmp_path / "cut.tar.gz"
     tar(cut, bins)
     cut.write_bytes(cut.read_bytes()[:-50])
-    with pytest.raises(ValueError, match="damaged tar.gz"):
+    with pytest.raises(ValueError, match=r"cut.tar.gz: damaged gzip file \(.*\); delete it and get http"):
         data.cifar10(cut, sha256=hashlib.sha256(cut.read_bytes()).hexdigest())
     cut.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="damaged tar.gz"):
+    with pytest.raises(ValueError, match=r"cut.tar.gz: damaged gzip file \(.*\); delete it and get http"):
         data.cifar10(cut, sha256=hashlib.sha256(b"no archive").hexdigest())
+
+
+def test_cifar10_sizes_are_checked_before_reading(tmp_path, bins, monkeypatch):
+    for name, content in bins.items():
+        (tmp_path / name).write_bytes(content)
+    with (tmp_path / data.CIFAR10_FILES[2]).open("ab") as file:
+        file.truncate(1 << 40)  # a terabyte, none of it on the disk
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    with pytest.raises(ValueError, match=f"data_batch_3.bin: expected .* 61460 bytes, got {1 << 40}; delete it and get http"):
+        data.cifar10(tmp_path)
+
+
+@pytest.mark.parametrize("extra, message", [
+    ({"data_batch_3.bin": bytes(70_000)}, "bin.tar.gz: data_batch_3.bin: expected .* 61460 bytes, got 70000"),
+    ({"readme.txt": bytes(1 << 26)}, "bin.tar.gz: expected at most 430,220 bytes of content"),
+])  # fmt: skip
+def test_cifar10_archive_that_holds_too_much(tmp_path, bins, extra, message):
+    archive = tmp_path / "bin.tar.gz"
+    digest = tar(archive, bins | extra)
+    with memory_of_at_most(4e6), pytest.raises(ValueError, match=f"{message}.*; delete it and get http"):
+        data.cifar10(archive, sha256=digest)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dcpnas_lite.data import Data, Split, digits
 from dcpnas_lite.evaluation import training
@@ -80,13 +83,83 @@ def test_accuracy_is_the_share_of_right_predictions(data):
     network = DiscreteNetwork(CELL, channels=4, layers=1)
     network(data.train.x)  # moves the running statistics
     predicted = predict(network, data.test, batch=7)
-    assert not network.training and torch.equal(predicted, predict(network, data.test, batch=1000))
+    assert network.training and torch.equal(predicted, predict(network, data.test, batch=1000))  # the mode stays
     network.eval()
+    assert torch.equal(predicted, predict(network, data.test)) and not network.training
     with torch.no_grad():
         one_by_one = torch.stack([network(x[None]).argmax() for x in data.test.x])
     assert torch.equal(predicted, one_by_one)
     right = sum(int(p) == int(y) for p, y in zip(predicted, data.test.y, strict=True))
     assert accuracy(network, data.test) == right / len(data.test)
+
+
+class Answer(nn.Module):
+    """A network that answers with what it is given."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.weight = answer, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return self.answer(x) + self.weight
+
+
+@pytest.mark.parametrize("answer, shape", [
+    (lambda x: x[:, 0, 0, 0], "(60,)"),
+    (lambda x: x[:, :, 0, 0][:, :, None], "(60, 1, 1)"),
+    (lambda x: x[:, 0], "(60, 8, 8)"),
+    (lambda x: x[:1, 0, 0], "(1, 8)"),
+])  # fmt: skip
+def test_an_answer_of_another_shape_is_refused_and_not_broadcast(data, answer, shape):
+    network = Answer(answer).train()
+    for ask in (predict, accuracy):
+        with pytest.raises(ValueError, match=re.escape(f"network: expected logits of shape (60, classes), got {shape}")):
+            ask(network, data.test)
+        assert network.training
+
+
+def test_accuracy_refuses_what_would_be_counted_wrong(data):
+    ten = Answer(lambda x: x.flatten(1)[:, 20:30])
+    assert 0 <= accuracy(ten, data.test) <= 1
+    with pytest.raises(ValueError, match="^split: expected labels 0 … 9, the classes of the network, got 10$"):
+        accuracy(ten, Split(data.test.x, data.test.y + 1))
+    with pytest.raises(FloatingPointError, match="^the logits of the network are not finite$"):
+        accuracy(Answer(lambda x: x.flatten(1) / 0), data.test)
+    with pytest.raises(ValueError, match="^batch: expected an integer of at least 1, got 0$"):
+        predict(ten, data.test, batch=0)
+
+
+def own(labels: torch.Tensor, classes: int, shape: tuple[int, ...] = (1, 8, 8)) -> Data:
+    """Images whose brightness says their label."""
+    noise = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(0))
+    split = Split(noise + 3 * labels.view(-1, 1, 1, 1), labels)
+    names = tuple(map(str, range(classes)))
+    return Data("own", split, split, split, names, (0.0,) * shape[0], (1.0,) * shape[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_labels_of_any_integer_type_give_the_same_result(dtype):
+    labels = torch.arange(64) % 4
+    reference = train(CELL, own(labels, 4), 32, QUICK)
+    assert train(CELL, own(labels.to(dtype), 4), 32, QUICK).losses == reference.losses
+
+
+@pytest.mark.parametrize("classes, shape", [(2, (1, 8, 8)), (100, (1, 8, 8)), (3, (3, 8, 8)), (3, (2, 6, 9)), (3, (1, 1, 1))])
+@pytest.mark.parametrize("bits", [1, 32])
+def test_data_of_ones_own_are_trained_on(bits, classes, shape):
+    result = train(CELL, own(torch.arange(128) % min(classes, 3), classes, shape), bits, QUICK)
+    assert result.losses[-1] < result.losses[0] and result.network.classifier.out_features == classes
+    assert 0 <= result.test_accuracy <= 1
+
+
+def test_fewer_images_than_a_batch_and_constant_images():
+    labels = torch.arange(5) % 3
+    few = train(CELL, own(labels, 3), 1, QUICK)
+    assert few.losses == train(CELL, own(labels, 3), 1, dataclasses.replace(QUICK, batch=5)).losses
+    dull = own(torch.arange(32) % 2, 2)
+    for split in (dull.train, dull.validation, dull.test):
+        split.x.zero_()
+    assert train(CELL, dull, 1, QUICK).test_accuracy == 0.5  # nothing to tell them apart by
 
 
 def test_sizes_of_a_tiny_cell_by_hand():
@@ -149,15 +222,30 @@ def test_other_bits_are_refused(data, bits):
     (dict(batch=2.0), "batch: expected an integer of at least 1, got 2.0"),
     (dict(channels=True), "channels: expected an integer of at least 1, got True"),
     (dict(layers=-1), "layers: expected an integer of at least 1, got -1"),
-    (dict(seed=-1), "seed: expected an integer of at least 0, got -1"),
+    (dict(channels="4"), "channels: expected an integer of at least 1, got '4'"),
+    (dict(seed=-1), "seed: expected an integer from 0 to 4294967295, got -1"),
+    (dict(seed=2**32), "seed: expected an integer from 0 to 4294967295, got 4294967296"),
+    (dict(seed=np.float64(3)), r"seed: expected an integer .*, got np.float64\(3.0\)"),
 ])  # fmt: skip
 def test_a_wrong_value_names_the_field(changes, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         TrainConfig(**changes)
 
 
+@pytest.mark.parametrize("number", [np.int64(3), np.uint8(3), torch.tensor(3)], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize("field", ["channels", "layers", "epochs", "batch", "seed"])
+def test_integers_of_any_type(field, number):
+    config = TrainConfig(**{field: number})
+    assert config == TrainConfig(**{field: 3}) and type(getattr(config, field)) is int
+
+
+def test_the_largest_seed(data):
+    assert train(CELL, data, 32, dataclasses.replace(QUICK, epochs=1, seed=2**32 - 1)).losses
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_epoch(data):
-    spoiled = dataclasses.replace(data, train=Split(data.train.x / 0, data.train.y))
+    spoiled = dataclasses.replace(data, train=Split(data.train.x.clone(), data.train.y))
+    spoiled.train.x.div_(0)
     for bits in (1, 32):
         with pytest.raises(FloatingPointError, match="epoch 0: the training loss is not finite"):
             train(CELL, spoiled, bits, QUICK)

@@ -13,13 +13,13 @@ from torch import nn
 from tqdm import tqdm
 
 from ..algorithm.objectives import nas_loss
-from ..data import Data, Split, batches
+from ..data import Data, Split, batches, integer
 from ..network.discrete import DiscreteNetwork
 from ..network.genotype import Genotype
 from ..network.seeded import initialised_by
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class TrainConfig:
     There is no augmentation, cutout or drop-path, on purpose: these networks are small and trained briefly, and each would be
     one more strength to choose.
 
-    channels, layers: of the network. epochs, batch: passes and images a step. seed: of the initial weights and the order.
+    channels, layers: of the network. epochs, batch: passes and images a step. seed: of the initial weights and the order,
+    below 2**32.
     """
 
     channels: int = 16
@@ -45,8 +46,9 @@ class TrainConfig:
             if name == "lr":
                 if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                     raise ValueError(f"lr: expected a positive finite number, got {value!r}")
-            elif type(value) is not int or value < (0 if name == "seed" else 1):
-                raise ValueError(f"{name}: expected an integer of at least {int(name != 'seed')}, got {value!r}")
+            else:
+                value = integer(name, value, 0, 2**32 - 1) if name == "seed" else integer(name, value, 1)
+                object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def train(
             total, count = total + loss.item(), count + 1
         losses.append(total / count)
         epochs.set_postfix_str(f"loss {losses[-1]:.3f}")
+    network.eval()
     sizes = network.size()
     return TrainResult(
         accuracy(network, data.test),
@@ -121,13 +124,31 @@ def train(
 
 
 def predict(network: nn.Module, split: Split, batch: int = 256) -> Int[torch.Tensor, " N"]:
-    """The predicted class of every image, in evaluation mode."""
-    device = next(network.parameters()).device
-    network.eval()
-    with torch.no_grad():
-        return torch.cat([network(x.to(device)).argmax(1).cpu() for x in split.x.split(batch)])
+    """The predicted class of every image, in evaluation mode; the network is left in the mode it was in.
+
+    Raises ValueError where the network does not return logits (N, classes), FloatingPointError where they are not finite.
+    """
+    return _logits(network, split, batch).argmax(1)
 
 
 def accuracy(network: nn.Module, split: Split) -> float:
-    """Share of images whose predicted class is right."""
-    return (predict(network, split) == split.y).double().mean().item()
+    """Share of images whose predicted class is right. Raises as `predict`, and ValueError for labels beyond its classes."""
+    logits = _logits(network, split, 256)
+    if split.y.max() >= logits.shape[1]:
+        raise ValueError(f"split: expected labels 0 … {logits.shape[1] - 1}, the classes of the network, got {split.y.max()}")
+    return (logits.argmax(1) == split.y).double().mean().item()
+
+
+def _logits(network: nn.Module, split: Split, batch: int) -> Float[torch.Tensor, "N classes"]:
+    batch, device, training = integer("batch", batch, 1), next(network.parameters()).device, network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = torch.cat([network(x.to(device)).cpu() for x in split.x.split(batch)])
+    finally:
+        network.train(training)
+    if logits.dim() != 2 or len(logits) != len(split):
+        raise ValueError(f"network: expected logits of shape ({len(split)}, classes), got {tuple(logits.shape)}")
+    if not logits.isfinite().all():
+        raise FloatingPointError("the logits of the network are not finite")
+    return logits
