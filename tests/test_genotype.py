@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
-from collections import Counter
+from collections import Counter, namedtuple
 
 import pytest
 import torch
@@ -107,6 +108,20 @@ GOOD = {"inputs": 1, "normal": [[["skip_connect", 0]], [["none", 0], ["sep_conv_
     (GOOD | {"normal": [[["none", False]]]}, "normal, node 1: expected a source node in 0 … 0, got False"),
     (GOOD | {"normal": [[["none", "0"]]]}, "normal, node 1: expected a source node in 0 … 0, got '0'"),
     (GOOD | {"reduce": [[["none", 0]]]}, "reduce: expected 2 nodes as in normal, got 1"),
+    (GOOD | {"normal": [""]}, "genotype: expected nodes as lists"),
+    (GOOD | {"normal": {}}, "genotype: expected nodes as lists"),
+    (GOOD | {"normal": [{}]}, "genotype: expected nodes as lists"),
+    (GOOD | {"normal": ["ab"]}, "genotype: expected nodes as lists"),
+    (GOOD | {"reduce": []}, "reduce: expected at least one intermediate node"),
+    (GOOD | {"normal": [[["none", math.nan]]]}, "normal, node 1: expected a source node in 0 … 0, got nan"),
+    (GOOD | {"normal": [[["none", -math.inf]]]}, "normal, node 1: expected a source node in 0 … 0, got -inf"),
+    (GOOD | {"normal": [[["none", 10**4000]]]}, "normal, node 1: expected a source node in 0 … 0, got 10{59}$"),
+    (GOOD | {"normal": [[["x" * 10**6, 0]]]}, "normal, node 1: expected an operation of .*, got 'x{59}$"),
+    (GOOD | {"normal": [[[["none"], 0]]]}, r"normal, node 1: expected an operation of .*, got \['none'\]"),
+    ('{"inputs": 1' + "0" * 5000 + "}", "genotype: expected JSON, got text that is not \\(Exceeds the limit"),
+    ("[" * 100_000, "genotype: expected JSON, got text that is not \\(maximum recursion depth"),
+    ('{"inputs": 1, "normal": ' + "[" * 100_000, "genotype: expected JSON, got text that is not \\(maximum recursion depth"),
+    ('{"inputs": 2, "inputs": 1, "normal": [[["none", 0]]]}', r"genotype: expected JSON, .* \(a key stands twice in an object\)"),
 ])  # fmt: skip
 def test_bad_json_gives_one_clear_line(text, message):
     Genotype.from_json(json.dumps(GOOD))
@@ -131,6 +146,85 @@ def test_any_json_gives_a_genotype_or_a_value_error(content):
             assert "\n" not in str(error)
         else:
             assert Genotype.from_json(genotype.to_json()) == genotype
+
+
+# -- the text form of DARTS -------------------------------------------------------------------------------------------
+
+DARTS_V2 = """Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
+    ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5],
+    reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0),
+    ('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])
+"""
+SMALL = (
+    "Genotype(normal=[('sep_conv_3x3', 1), ('none', 0)], normal_concat=range(2, 3), "
+    "reduce=[('none', 0), ('none', 0)], reduce_concat=[2])"
+)
+
+
+def darts(genotype: Genotype) -> str:
+    cell = namedtuple("Genotype", "normal normal_concat reduce reduce_concat")
+    concat = range(2, 2 + len(genotype.normal))
+    return repr(cell(*(part for nodes in genotype.cells.values() for part in ([e for edges in nodes for e in edges], concat))))
+
+
+def test_the_text_form_of_darts():
+    assert Genotype.from_darts(darts(PUBLISHED)) == PUBLISHED
+    for seed in range(20):
+        cell = random_cell(PAPER, seed)
+        assert Genotype.from_darts(darts(cell)) == cell
+    found = Genotype.from_darts(DARTS_V2)
+    assert str(found) == (
+        "normal: sep_conv_3x3←0, sep_conv_3x3←1 | sep_conv_3x3←0, sep_conv_3x3←1 | sep_conv_3x3←1, skip_connect←0 | "
+        "skip_connect←0, dil_conv_3x3←2\n"
+        "reduce: max_pool_3x3←0, max_pool_3x3←1 | skip_connect←2, max_pool_3x3←1 | max_pool_3x3←0, skip_connect←2 | "
+        "skip_connect←2, max_pool_3x3←1"
+    )
+    assert Genotype.from_darts(SMALL) == Genotype(2, ((("sep_conv_3x3", 1), ("none", 0)),), ((("none", 0), ("none", 0)),))
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("range(2, 3)", "range(2, 4)", r"normal_concat: expected all intermediate nodes, range\(2, 3\), got range\(2, 4\)"),
+    ("range(2, 3)", "range(2, 10**9)", "genotype: expected the text form"),
+    ("range(2, 3)", "range(2, 999999999999)", "normal_concat: expected all"),
+    ("range(2, 3)", "range()", "genotype: expected the text form"),
+    ("range(2, 3)", "range('2')", "genotype: expected the text form"),
+    ("range(2, 3)", "print(2, 3)", "genotype: expected the text form"),
+    ("range(2, 3)", "[]", r"normal_concat: expected all intermediate nodes, range\(2, 3\), got \[\]"),
+    ("range(2, 3)", "2", "normal_concat: expected all"),
+    ("Genotype(", "", "genotype: expected the text form"),
+    ("Genotype(", "Other(", "genotype: expected the text form of DARTS"),
+    ("Genotype(", "g.Genotype(", "genotype: expected the text form of DARTS"),
+    ("Genotype(", "Genotype(1, ", "genotype: expected the text form of DARTS"),
+    ("Genotype(", "Genotype(more=1, ", "genotype: expected the text form of DARTS"),
+    ("Genotype(", "Genotype(**{}, ", "genotype: expected the text form of DARTS"),
+    ("Genotype(", "Genotype(normal=[], ", "genotype: expected the text form of DARTS, .*each once"),
+    ("Genotype(", "Genotype(" + "(" * 10_000, "genotype: expected the text form of DARTS"),
+    ("Genotype(", "Genotype(normal=" + "-" * 90_000 + "1, ", "genotype: expected the text form of DARTS"),
+    ("reduce=", "reduces=", "genotype: expected the text form of DARTS"),
+    ("('sep_conv_3x3', 1)", "__import__('os').abort()", "genotype: expected the text form of DARTS"),
+    ("('sep_conv_3x3', 1)", "(name, 1)", "genotype: expected the text form of DARTS"),
+    ("('sep_conv_3x3', 1)", "('sep_conv_3x3', 1" + "0" * 5000 + ")", "genotype: expected the text form of DARTS"),
+    ("('sep_conv_3x3', 1)", "('sep_conv_3x3', 1), ('none', 0)", "normal: expected a list of .* two for each node"),
+    ("('sep_conv_3x3', 1)", "'ab'", "normal: expected a list of"),
+    ("('sep_conv_3x3', 1)", "('sep_conv_3x3',)", "normal: expected a list of"),
+    ("('sep_conv_3x3', 1)", "('sep_conv_3x3', 2)", "normal, node 2: expected a source node in 0 … 1, got 2"),
+    ("('sep_conv_3x3', 1)", "('sep_conv_3x3', True)", "normal, node 2: expected a source node in 0 … 1, got True"),
+    ("('sep_conv_3x3', 1)", "('sep_conv_7x7', 1)", "normal, node 2: expected an operation of none, .*, got 'sep_conv_7x7'"),
+    ("('sep_conv_3x3', 1)", "([], 1)", r"normal, node 2: expected an operation of none, .*, got \[\]"),
+    ("[('none', 0), ('none', 0)]", "[]", "reduce_concat: expected all intermediate nodes"),
+    ("[('none', 0), ('none', 0)]", "None", "reduce: expected a list of"),
+    (SMALL, "Genotype(normal=[], normal_concat=[], reduce=[], reduce_concat=[])", "normal: expected at least one intermediate"),
+    (SMALL, "", "genotype: expected the text form of DARTS"),
+    (SMALL, "Genotype", "genotype: expected the text form of DARTS"),
+    (SMALL, SMALL + " or exit()", "genotype: expected the text form of DARTS"),
+    (SMALL, "Genotype(\0)", "genotype: expected the text form of DARTS"),
+    (SMALL, SMALL + " " * 10**6 + "!", "genotype: expected the text form of DARTS"),
+])  # fmt: skip
+def test_other_text_gives_one_clear_line(old, new, message):
+    assert old in SMALL
+    with pytest.raises(ValueError) as caught:
+        Genotype.from_darts(SMALL.replace(old, new))
+    assert re.match(message, str(caught.value)) and "\n" not in str(caught.value), str(caught.value)
 
 
 @pytest.mark.parametrize("operations, message", [
@@ -208,6 +302,16 @@ def test_discretize_against_brute_force(seed, keep):
 def test_discretize_refuses_another_shape():
     with pytest.raises(ValueError, match=r"alpha\['normal'\]: expected shape \(3, 8\), got \(8, 3\)"):
         discretize(MICRO, {"normal": torch.zeros(8, 3)})
+    with pytest.raises(ValueError, match=r"alphas: expected cell types \('normal', 'reduce'\), got none for 'reduce'"):
+        discretize(PAPER, {"normal": torch.zeros(14, 8)})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_discretize_refuses_what_is_not_finite(value):
+    alpha = torch.zeros(14, 8)
+    alpha[13, 7] = float(value)
+    with pytest.raises(ValueError, match=rf"^alpha\['reduce'\]: expected finite numbers, got {value}$"):
+        discretize(PAPER, {"normal": torch.zeros(14, 8), "reduce": alpha})
 
 
 # -- the published cell and discrete networks -------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Genotype: the discrete cell a search returns, its JSON form, discretization of α, and the authors' published cell."""
+"""Genotype: the discrete cell a search returns, its JSON form and that of DARTS, discretization of α, the published cell."""
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Genotype:
 
     def __post_init__(self):
         if type(self.inputs) is not int or self.inputs not in (1, 2):
-            raise ValueError(f"inputs: expected 1 or 2 input nodes, got {self.inputs!r}")
+            raise ValueError(f"inputs: expected 1 or 2 input nodes, got {self.inputs!r:.60}")
         for cell_type, nodes in self.cells.items():
             if not nodes:
                 raise ValueError(f"{cell_type}: expected at least one intermediate node, got none")
@@ -43,9 +44,9 @@ class Genotype:
                 for name, source in edges:
                     where = f"{cell_type}, node {target}"
                     if name not in OPERATIONS:
-                        raise ValueError(f"{where}: expected an operation of {', '.join(OPERATIONS)}, got {name!r}")
+                        raise ValueError(f"{where}: expected an operation of {', '.join(OPERATIONS)}, got {name!r:.60}")
                     if type(source) is not int or not 0 <= source < target:
-                        raise ValueError(f"{where}: expected a source node in 0 … {target - 1}, got {source!r}")
+                        raise ValueError(f"{where}: expected a source node in 0 … {target - 1}, got {source!r:.60}")
         if self.reduce is not None and len(self.reduce) != len(self.normal):
             raise ValueError(f"reduce: expected {len(self.normal)} nodes as in normal, got {len(self.reduce)}")
 
@@ -79,20 +80,35 @@ class Genotype:
     def from_json(cls, text: str) -> Genotype:
         """Read the text of `to_json`; ValueError says what is wrong with any other text."""
         try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
+            raw = json.loads(text, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"genotype: expected JSON, got text that is not ({error})") from None
         if not isinstance(raw, dict) or not {"inputs", "normal"} <= set(raw) <= {"inputs", "normal", "reduce"}:
             raise ValueError('genotype: expected a JSON object with "inputs", "normal" and, for two cell types, "reduce"')
-        try:
-            cells = {
-                k: tuple(tuple((str(name), source) for name, source in edges) for edges in raw[k])
-                for k in ("normal", "reduce")
-                if k == "normal" or raw.get(k) is not None
-            }
-        except (TypeError, ValueError):
-            raise ValueError("genotype: expected nodes as lists of [operation, source node] pairs") from None
-        return cls(raw["inputs"], **cells)
+        cells = {k: raw[k] for k in ("normal", "reduce") if k == "normal" or raw.get(k) is not None}
+        for nodes in cells.values():
+            if not isinstance(nodes, list) or not all(isinstance(edges, list) and all(map(_pair, edges)) for edges in nodes):
+                raise ValueError("genotype: expected nodes as lists of [operation, source node] pairs")
+        return cls(raw["inputs"], **{k: tuple(tuple(map(tuple, edges)) for edges in nodes) for k, nodes in cells.items()})
+
+    @classmethod
+    def from_darts(cls, text: str) -> Genotype:
+        """Read the text form of DARTS, in which each node has two edges; nothing in it is evaluated.
+
+        `Genotype(normal=[('sep_conv_3x3', 1), …], normal_concat=range(2, 6), reduce=[…], reduce_concat=range(2, 6))`: as a
+        cell here concatenates all its intermediate nodes, so must this one. ValueError says what is wrong with other text.
+        """
+        fields = _darts_fields(text)
+        cells = {}
+        for cell_type in ("normal", "reduce"):
+            edges, concat = fields[cell_type], fields[f"{cell_type}_concat"]
+            if not isinstance(edges, list | tuple) or len(edges) % 2 or not all(map(_pair, edges)):
+                raise ValueError(f"{cell_type}: expected a list of (operation, source node) pairs, two for each node")
+            cells[cell_type] = tuple(tuple(map(tuple, edges[i : i + 2])) for i in range(0, len(edges), 2))
+            nodes = range(2, 2 + len(cells[cell_type]))
+            if concat != nodes and (not isinstance(concat, list | tuple) or list(concat) != list(nodes)):
+                raise ValueError(f"{cell_type}_concat: expected all intermediate nodes, {nodes}, got {concat!r:.60}")
+        return cls(2, **cells)
 
     def __str__(self) -> str:
         lines = []
@@ -102,12 +118,48 @@ class Genotype:
         return "\n".join(lines)
 
 
+def _pair(edge) -> bool:
+    return isinstance(edge, list | tuple) and len(edge) == 2
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    if len(out := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return out
+
+
+def _darts_fields(text: str) -> dict:
+    """The four arguments of `Genotype(…)`: literals, or range(…) of literals."""
+    try:
+        if len(text) > 100_000:
+            raise ValueError("a text of more than 100,000 characters")
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "Genotype" or call.args:
+            raise ValueError("no call of Genotype by keywords")
+        fields = {}
+        for keyword in call.keywords:
+            value = keyword.value
+            if isinstance(value, ast.Call) and getattr(value.func, "id", "") == "range" and not value.keywords:
+                fields[keyword.arg] = range(*map(ast.literal_eval, value.args))
+            else:
+                fields[keyword.arg] = ast.literal_eval(value)
+        if sorted(str(keyword.arg) for keyword in call.keywords) != ["normal", "normal_concat", "reduce", "reduce_concat"]:
+            raise ValueError("not the arguments normal, normal_concat, reduce and reduce_concat, each once")
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        what = (str(error) or type(error).__name__).partition("\n")[0]
+        raise ValueError(f"genotype: expected the text form of DARTS, Genotype(normal=[…], …), got another ({what})") from None
+    return fields
+
+
 def discretize(space: Space, alphas: Mapping[str, Float[Tensor, "E M"]]) -> Genotype:
     """The genotype of architecture parameters: per edge the strongest operation other than `none`.
 
     Where a node of the space has more than `space.keep` incoming edges, the `keep` edges stay whose best operation has the
-    largest softmax weight, as in DARTS. Ties go to the lower index.
+    largest softmax weight, as in DARTS. Ties go to the lower index. ValueError where a cell type is missing, or α has another
+    shape or an entry that is not finite.
     """
+    if missing := [t for t in space.cell_types if t not in alphas]:
+        raise ValueError(f"alphas: expected cell types {space.cell_types}, got none for {missing[0]!r}")
     candidates = [m for m, name in enumerate(space.operations) if name != "none"]
     cells = {}
     for cell_type in space.cell_types:
@@ -115,6 +167,8 @@ def discretize(space: Space, alphas: Mapping[str, Float[Tensor, "E M"]]) -> Geno
         expected = (len(space.edges), len(space.operations))
         if alpha.shape != expected:
             raise ValueError(f"alpha[{cell_type!r}]: expected shape {expected}, got {tuple(alpha.shape)}")
+        if not alpha.isfinite().all():
+            raise ValueError(f"alpha[{cell_type!r}]: expected finite numbers, got {alpha[~alpha.isfinite()][0].item()}")
         strength, choice = alpha.softmax(1)[:, candidates].max(1)
         nodes = []
         for node in range(space.inputs, space.inputs + space.nodes):
