@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
+from dcpnas_lite.algorithm.loop import SearchConfig, search
 from dcpnas_lite.algorithm.objectives import kl_gain
 from dcpnas_lite.algorithm.tangent import (
     distance,
@@ -19,6 +23,7 @@ from dcpnas_lite.algorithm.tangent import (
     tangent_direction,
     tangent_gradient,
 )
+from dcpnas_lite.data import digits
 
 KINDS = ("F", "L1", "cosine")
 SHAPES = [(3, 4), (2, 5)]  # (E, M) of two cell types
@@ -271,3 +276,38 @@ def test_the_signs_of_the_tangents_agree_where_child_and_parent_are_one_network(
     gradient = gain_gradient(child, alphas, certain)
     direction = tangent_direction(child(alphas), target, alphas)
     torch.testing.assert_close(flat(gradient), flat(direction), rtol=0, atol=1e-10)
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_four_threads_at_once_give_each_its_own_fisher_product():
+    def product(seed):
+        child, alphas, _, v = setting(seed)
+
+        def slow(duals):
+            time.sleep(0.01)  # long enough for the others to come in between
+            return child(duals)
+
+        return fisher_product(slow, alphas, v)
+
+    alone = [product(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for got, expected in zip(pool.map(product, range(4)), alone, strict=True):
+                assert all(torch.equal(*pair) for pair in zip(got, expected, strict=True))
+
+
+def test_searches_in_threads_with_forward_mode_give_each_its_own_result():
+    data = digits(size=8)
+
+    def run(seed):
+        return search(data, SearchConfig(
+            channels=2, layers=1, batch=8, rounds=1, steps=2, warmup=0, curvature="gauss_newton", measure_every=1, seed=seed
+        )).history  # fmt: skip
+
+    alone = [run(seed) for seed in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, expected in zip(pool.map(run, [0, 1, 0, 1]), 2 * alone, strict=True):
+            for name in expected:
+                np.testing.assert_array_equal(got[name], expected[name], err_msg=name)

@@ -14,6 +14,7 @@ logits(alphas) of such a list, everything else held fixed: `lambda alphas: child
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Tangent = list[Tensor]
 Logits = Callable[[Sequence[Tensor]], Tensor]
+_DUAL_LEVEL = threading.RLock()  # torch has one level of dual numbers, for all threads together
 
 
 def tangent_direction(
@@ -77,7 +79,7 @@ def fisher_product(logits: Logits, alphas: Sequence[Tensor], v: Tangent) -> Tang
     The expectation under the Child's own distribution is summed exactly over the classes, as
     F v = Jᵀ (diag(p̂) − p̂ p̂ᵀ) J v / N with the Jacobian J of the logits: J v by forward-mode differentiation, Jᵀ by backward.
     """
-    with forward_ad.dual_level():
+    with _DUAL_LEVEL, forward_ad.dual_level():
         out, tangent = forward_ad.unpack_dual(logits([forward_ad.make_dual(a, t) for a, t in zip(alphas, v, strict=True)]))
     p, tangent = out.detach().softmax(1), tangent.detach()
     cotangent = p * (tangent - (p * tangent).sum(1, keepdim=True)) / len(p)
