@@ -12,7 +12,7 @@ from .algorithm.backtracking import Rule
 from .algorithm.loop import SearchConfig, SearchResult, search
 from .data import Data, digits
 from .network.genotype import Genotype
-from .plots import CHILD, PARENT, Figure, _figure, _plain
+from .plots import CHILD, PARENT, Figure, _figure, _plain, plain_style
 
 #: Two rounds on a MICRO supernet of 4 channels: some ten seconds a search on one core.
 SMALL = SearchConfig(channels=4, layers=2, batch=16, rounds=2, steps=8, warmup=0, measure_every=4)
@@ -67,6 +67,7 @@ class Comparison:
             lines.append(f"  {where:8} {yours.get(edge, '–'):14} {reference.get(edge, '–')}")
         return "\n".join(lines)
 
+    @plain_style
     def plot(self) -> Figure:
         """The cosines of both rules along the search, and how far the two searches' α move apart."""
         history = self.reference.history

@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import matplotlib.figure
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -37,9 +38,16 @@ COLOURS = {
 }
 PARENT, CHILD = "#0072B2", "#D55E00"
 
+#: Makes or saves a picture in matplotlib's own style, whatever the reader's is: TeX that is not installed, white on white.
+plain_style = matplotlib.style.context("default")
+
 
 class Figure(matplotlib.figure.Figure):
     """A matplotlib figure that a notebook shows whether or not pyplot was imported."""
+
+    @plain_style
+    def savefig(self, *args, **options) -> None:
+        super().savefig(*args, **options)
 
     def _repr_png_(self) -> bytes:
         out = BytesIO()
@@ -68,6 +76,7 @@ def _cell_name(cell_type: str) -> str:
     return {"reduce": "reduction"}.get(cell_type, cell_type) + " cell"
 
 
+@plain_style
 def cell(genotype: Genotype) -> Figure:
     """Draw the cell, or the normal and the reduction cell: nodes in a row, one arrow with its operation per edge."""
     arcs = {name: _arcs(nodes, genotype.inputs) for name, nodes in genotype.cells.items()}
@@ -123,6 +132,7 @@ def _draw_cell(axis: Axes, inputs: int, last: int, arcs: list[tuple[str, int, in
     axis.text(last + 0.75, -0.5, "concatenated\noutput", va="center", fontsize=8)
 
 
+@plain_style
 def trajectories(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal") -> Figure:
     """softmax(α) of every operation over the architecture steps, one panel per edge; the Child's phases have a grey ground.
 
@@ -131,6 +141,7 @@ def trajectories(history: Mapping[str, np.ndarray], space: Space, cell_type: str
     return _edges(shares(history[f"alpha/{cell_type}"]), np.asarray(history["network"]) == 1, space, "softmax(α)")
 
 
+@plain_style
 def psi(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal", network: str = "child") -> Figure:
     """ψ̃ of one network ("parent" or "child") over that network's architecture steps, one panel per edge.
 
@@ -191,6 +202,7 @@ def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip(ends[::2], ends[1::2], strict=True)
 
 
+@plain_style
 def losses(history: Mapping[str, np.ndarray]) -> Figure:
     """The weight loss and the architecture loss of Parent and Child, and the tangent distance D, over the architecture steps.
 
@@ -217,6 +229,7 @@ def losses(history: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+@plain_style
 def collapse(history: Mapping[str, np.ndarray], space: Space) -> Figure:
     """How decided α is and whether it runs into skip connections, over the architecture steps, one row per cell type.
 
@@ -256,6 +269,7 @@ def collapse(history: Mapping[str, np.ndarray], space: Space) -> Figure:
     return figure
 
 
+@plain_style
 def mix(alphas: Mapping[str, np.ndarray], space: Space, genotype: Genotype | None = None) -> Figure:
     """softmax(α) of every edge and operation in per cent, one panel per cell type; framed: the edges of `genotype`.
 

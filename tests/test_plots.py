@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from io import BytesIO
 
+import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -125,3 +128,20 @@ def test_pictures_need_no_pyplot_and_show_themselves():
         "assert png.startswith(b'\\x89PNG'); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_pictures_do_not_depend_on_the_readers_style():
+    """The same bytes under a style with white text that asks for a TeX which may not be there."""
+    def pictures():
+        given = history(MICRO)
+        yield plots.cell(PUBLISHED)._repr_png_()
+        for figure in (plots.losses(given), plots.mix({"normal": given["alpha/normal"][-1]}, MICRO)):
+            shown = BytesIO()  # as IPython shows a figure
+            figure.canvas.print_figure(shown, format="png", facecolor=figure.get_facecolor(), bbox_inches="tight")
+            yield shown.getvalue()
+
+    expected = list(pictures())
+    with matplotlib.style.context(["dark_background", {"text.usetex": True, "savefig.facecolor": "black"}]):
+        before = dict(matplotlib.rcParams)
+        assert list(pictures()) == expected
+        assert dict(matplotlib.rcParams) == before
