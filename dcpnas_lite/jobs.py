@@ -78,7 +78,7 @@ def _run(jobs, work, workers, initializer, initargs, grace) -> Iterator[tuple]:
         if not interrupted and failure is None:
             pool.shutdown()  # before the lifeline is closed: the workers leave in peace
     if interrupted:
-        raise KeyboardInterrupt("stopped; what is finished is kept")
+        raise KeyboardInterrupt("what is finished is kept")
     if isinstance(failure, BrokenProcessPool):
         raise RuntimeError("a worker process died (killed, or out of memory?); what is finished is kept") from None
     if failure is not None:
