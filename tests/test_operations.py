@@ -168,6 +168,33 @@ def test_factorized_reduce_sees_every_second_pixel_of_two_grids():
     torch.testing.assert_close(reduce(x), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [(5, 7), (6, 5), (3, 8), (1, 1), (1, 4)])
+@pytest.mark.parametrize("binary", [False, True])
+def test_factorized_reduce_takes_the_last_row_and_column_of_odd_sizes_twice(size, binary):
+    reduce = FactorizedReduce(3, 4, binary, affine=False).double()
+    x = images(2, 3, *size)
+    whole = F.pad(x, (0, size[1] % 2, 0, size[0] % 2), mode="replicate")
+    out = reduce(x)
+    assert out.shape == (2, 4, (size[0] + 1) // 2, (size[1] + 1) // 2)
+    torch.testing.assert_close(out, reduce(whole), rtol=0, atol=1e-12)
+    assert size == (1, 1) or not torch.allclose(reduce(F.pad(x, (0, size[1] % 2, 0, size[0] % 2))), out)
+
+
+def test_derivatives_of_factorized_reduce_at_odd_sizes():
+    reduce = FactorizedReduce(2, 4, False, affine=False).double()
+    reduce.even[0] = reduce.odd[0] = nn.Softplus()  # finite differences cannot step over the kink of a ReLU
+    x = images(2, 2, 3, 5).requires_grad_()
+    assert torch.autograd.gradcheck(reduce, x, check_forward_ad=True) and torch.autograd.gradgradcheck(reduce, x)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (4, 3), (1, 1), (2, 1), (17, 9)])
+@pytest.mark.parametrize("name, stride, binary", EVERY)
+def test_sizes_are_halved_up_to_the_next_integer(name, stride, binary, size):
+    for affine in (False, True):
+        out = operation(name, 4, stride, binary, affine)(images(3, 4, *size).float())
+        assert out.shape == (3, 4, -(-size[0] // stride), -(-size[1] // stride)) and out.isfinite().all()
+
+
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
 def test_pointwise_convolutions_of_stride_2_are_left_to_torch_from_8_channels_on(binary, affine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -233,10 +234,72 @@ def test_a_bad_space_names_the_field(changes, message):
 
 
 @pytest.mark.parametrize("field", ["channels", "layers", "classes", "in_channels"])
-@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", None])
 def test_a_bad_size_names_the_field(field, value):
-    with pytest.raises(ValueError, match=f"{field}: expected a positive integer, got {value!r}"):
+    with pytest.raises(ValueError, match=f"^{field}: expected an integer of at least 1, got {value!r}$"):
         Supernet(MICRO, **{field: value})
+
+
+def test_sizes_of_any_integer_type():
+    sizes = dict(channels=np.int64(2), layers=np.int32(3), classes=np.uint8(3), in_channels=torch.tensor(1))
+    assert Supernet(MICRO, **sizes)(images(2, 1, 8, 8).float()).shape == (2, 3)
+
+
+CELLS = {"micro": Genotype.from_operations(MICRO, ["sep_conv_3x3", "max_pool_3x3", "dil_conv_5x5"]), "paper": PUBLISHED}
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("space", [MICRO, PAPER])
+def test_images_of_every_size(space, binary, discrete):
+    """Also those that cannot be halved, or have nothing left to halve: H → ⌈H/2⌉."""
+    torch.manual_seed(0)
+    sizes = dict(channels=2, layers=3, classes=3, binary=binary)
+    net = DiscreteNetwork(CELLS[space.name], **sizes) if discrete else Supernet(space, **sizes)
+    shapes = []
+    for cell in net.cells:
+        cell.register_forward_hook(lambda module, arguments, nodes: shapes.append({tuple(n.shape[2:]) for n in nodes}))
+    halved = [False, True, True]
+    for height, width in [*((n, n) for n in range(1, 18)), (1, 9), (7, 12), (17, 2)]:
+        shapes.clear()
+        x = images(3, 1, height, width).float().requires_grad_()
+        out = net(x)
+        assert out.shape == (3, 3) and out.isfinite().all()
+        expected, h, w = [], height, width
+        for half in halved:
+            h, w = ((h + 1) // 2, (w + 1) // 2) if half else (h, w)
+            expected.append({(h, w)})
+        assert shapes == expected
+        (gradient,) = torch.autograd.grad((out * images(3, 3, seed=1)).sum(), x)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("space, size", [(MICRO, (5, 7)), (MICRO, (1, 1)), (PAPER, (3, 6)), (PAPER, (1, 1))])
+def test_supernet_equals_the_plain_loop_at_sizes_that_cannot_be_halved(space, size, binary):
+    net, x = build(space, 3, binary), images(3, 1, *size)
+    torch.testing.assert_close(net(x), plain_loop(net, x), rtol=0, atol=1e-10)
+
+
+def test_the_last_row_and_column_of_an_odd_size_are_averaged_too():
+    net = build(dataclasses.replace(MICRO, operations=("skip_connect",)), 2, False)
+    pool, x = net.preprocess[1][0][0], images(2, 4, 5, 4)
+    out = pool(x)
+    assert out.shape == (2, 4, 3, 2)
+    torch.testing.assert_close(out[:, :, 2, 1], x[:, :, 4, 2:].mean(-1))
+    torch.testing.assert_close(out[:, :, 1, 0], x[:, :, 2:4, :2].mean((-2, -1)))
+
+
+def test_what_the_network_cannot_take_is_named():
+    for net in (Supernet(PAPER, channels=2), DiscreteNetwork(PUBLISHED, channels=2)):
+        for shape in ((2, 8, 8), (2, 3, 8, 8), (0, 1, 8, 8), (2, 1, 0, 8)):
+            with pytest.raises(ValueError, match=rf"^images: expected shape \(N, 1, H, W\), .*got \({shape[0]}, {shape[1]}, "):
+                net(torch.zeros(shape))
+        with pytest.raises(ValueError, match="^images: expected two or more, as 2 halvings make 1×1 of 4×3 .*, got one image$"):
+            net(torch.zeros(1, 1, 4, 3))
+        assert net(torch.zeros(1, 1, 5, 3)).shape == net(torch.zeros(1, 1, 1, 5)).shape == (1, 10)
+        assert net(torch.zeros(2, 1, 1, 1)).shape == (2, 10)
+    assert net.eval()(torch.zeros(1, 1, 1, 1)).shape == (1, 10)  # a discrete network has running statistics
 
 
 def test_a_smaller_space_of_ones_own():

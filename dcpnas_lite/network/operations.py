@@ -122,7 +122,11 @@ def separable(channels: int, kernel: int, stride: int, dilated: bool, binary: bo
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution, as in DARTS: two 1 × 1 convolutions on grids one pixel apart, concatenated."""
+    """Halves the resolution, as in DARTS: two 1 × 1 convolutions on grids one pixel apart, concatenated.
+
+    Odd sizes, which DARTS does not have, are made even by the last row and column once more: (N, C, ⌈H/2⌉, ⌈W/2⌉), as all
+    other operations of stride 2, and without a number that the image does not have.
+    """
 
     def __init__(self, c_in: int, c_out: int, binary: bool, affine: bool):
         super().__init__()
@@ -132,11 +136,14 @@ class FactorizedReduce(nn.Module):
         self.odd = nn.Sequential(*convolution(c_in, c_out // 2, 1, binary, affine, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
+        for axis in (2, 3):
+            if x.shape[axis] % 2:
+                x = torch.cat([x, x.narrow(axis, -1, 1)], axis)
         return torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1)
 
 
 def operation(name: str, channels: int, stride: int, binary: bool, affine: bool = True) -> nn.Module:
-    """The operation `name` on an edge: (N, C, H, W) → (N, C, H/stride, W/stride), stride 1 or 2, H and W even if 2.
+    """The operation `name` on an edge: (N, C, H, W) → (N, C, ⌈H/stride⌉, ⌈W/stride⌉), stride 1 or 2.
 
     `affine=False` is the form inside a supernet (see `norm`). Raises ValueError for an unknown name or stride.
     """

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..data import integer
 from .binarize import SignedLayer, prepare
 from .operations import OPERATIONS, FactorizedReduce, Operation, convolution, norm, operation
 from .precision import MixedPrecision
@@ -77,9 +78,9 @@ PAPER = Space("paper", inputs=2, nodes=4, cell_types=("normal", "reduce"))
 class Skeleton(MixedPrecision):
     """Stem, a chain of cells, classifier: what a supernet and a discrete network have in common.
 
-    The resolution is halved and the channels are doubled at layers ⌊L/3⌋ and ⌊2L/3⌋ (never at layer 0): by a reduction cell
-    where there is that cell type, otherwise by 2 × 2 average pooling in front of an ordinary cell. Each cell input is
-    brought to the cell's channels by a 1 × 1 convolution; a cell's output is the concatenation of its intermediate nodes.
+    The resolution is halved (H → ⌈H/2⌉) and the channels are doubled at layers ⌊L/3⌋ and ⌊2L/3⌋, never at layer 0: by a
+    reduction cell where there is that cell type, otherwise by 2 × 2 average pooling in front of an ordinary cell. Each cell
+    input is brought to the cell's channels by a 1 × 1 convolution; a cell's output is the concatenation of its nodes.
     Stem and classifier stay real-valued in the 1-bit form, as is usual for 1-bit networks.
 
     Images run through in `memory_format`, channels last, which convolutions on a CPU like best.
@@ -102,10 +103,9 @@ class Skeleton(MixedPrecision):
         affine: bool,
     ):
         super().__init__()
-        for name, value in dict(channels=channels, layers=layers, classes=classes, in_channels=in_channels).items():
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-        self.inputs, self.binary = inputs, binary
+        channels, layers = integer("channels", channels, 1), integer("layers", layers, 1)
+        classes, in_channels = integer("classes", classes, 1), integer("in_channels", in_channels, 1)
+        self.inputs, self.in_channels, self.binary, self.affine = inputs, in_channels, binary, affine
         self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), norm(channels, affine))
         self.cells, self.preprocess, self.cell_types = nn.ModuleList(), nn.ModuleList(), []
         widths, halvings = [channels] * inputs, [0] * inputs  # of the cell inputs
@@ -124,16 +124,25 @@ class Skeleton(MixedPrecision):
             self.cell_types.append(cell_type)
             widths = (widths + [nodes * channels])[-inputs:]
             halvings = (halvings + [halvings[-1] + reduction])[-inputs:]
+        self.halvings = halvings[-1]
         self.classifier = nn.Linear(widths[-1], classes)
 
     @staticmethod
     def _preprocess(c_in: int, c_out: int, binary: bool, affine: bool, behind: int, pool: bool) -> nn.Sequential:
         """1 × 1 convolution, of stride 2 where this input lags one halving behind the other."""
         steps = [FactorizedReduce(c_in, c_out, binary, affine)] if behind else convolution(c_in, c_out, 1, binary, affine)
-        return nn.Sequential(*([nn.AvgPool2d(2)] if pool else []), *steps)
+        return nn.Sequential(*([nn.AvgPool2d(2, ceil_mode=True)] if pool else []), *steps)
 
     def run(self, x: Tensor, *mixes: dict[str, Tensor]) -> Tensor:
-        """Logits (N, classes) of images (N, C, H, W); `mixes` holds softmax(α) per cell type in a supernet."""
+        """Logits (N, classes) of images (N, C, H, W); `mixes` holds softmax(α) per cell type in a supernet.
+
+        Raises ValueError for images of another shape, and where BatchNorm is left with a single number to normalise.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
+            raise ValueError(f"images: expected shape (N, {self.in_channels}, H, W), at least one, got {tuple(x.shape)}")
+        if len(x) == 1 and max(x.shape[2:]) <= 2**self.halvings and (self.training or not self.affine):
+            raise ValueError(f"images: expected two or more, as {self.halvings} halvings make 1×1 of {x.shape[2]}×{x.shape[3]} "
+                             "and BatchNorm needs two numbers a channel, got one image")  # fmt: skip
         x = x.contiguous(memory_format=self.memory_format)
         states = [self.stem(x)] * self.inputs
         for preprocess, cell, cell_type in zip(self.preprocess, self.cells, self.cell_types, strict=True):
