@@ -1,9 +1,11 @@
-# make book | test | search | notebooks | serve | lint | clean
+# make book | test | test-lowest | test-newest | search | notebooks | serve | lint | clean
 #
-# The first run makes .venv and installs requirements.txt into it; later runs install nothing until that file or
-# pyproject.toml changes. Another Python: make PYTHON=python3.12 book
+# The first run makes .venv and installs requirements.txt into it; later runs install nothing until that file,
+# requirements-tests.txt or pyproject.toml changes. Another Python: make PYTHON=python3.12 book
 
 PYTHON ?= python3
+PYTHON_LOWEST ?= python3.11
+PYTHON_NEWEST ?= python3.13
 WORKERS ?= 2
 PORT ?= 8000
 BIN := .venv/bin
@@ -12,23 +14,32 @@ BUILT := _build/.built
 BOOK_SOURCES := _config.yml $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
 RUN := runs/micro
 
-.PHONY: help book test search notebooks serve lint clean
+TESTS := pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
+
+.PHONY: help book test test-lowest test-newest search notebooks serve lint clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make book       build the book into _build/html"
-	@echo "make test       build the book, then run every test and every notebook"
-	@echo "make search     search a cell on the embedded digits, then train it with one bit"
-	@echo "make notebooks  execute every notebook again, in place"
-	@echo "make serve      show the built book at http://127.0.0.1:$(PORT)"
-	@echo "make lint       check the style of all Python code"
-	@echo "make clean      remove the built book (.venv stays)"
+	@echo "make book         build the book into _build/html"
+	@echo "make test         build the book, then run every test and every notebook"
+	@echo "make test-lowest  tests and notebooks, without the built book, with the oldest libraries pyproject.toml allows"
+	@echo "make test-newest  the same with the newest; both make a virtual environment of their own"
+	@echo "make search       search a cell on the embedded digits, then train it with one bit"
+	@echo "make notebooks    execute every notebook again, in place"
+	@echo "make serve        show the built book at http://127.0.0.1:$(PORT)"
+	@echo "make lint         check the style of all Python code"
+	@echo "make clean        remove the built book (virtual environments stay)"
 
-$(INSTALLED): requirements.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "'$(PYTHON)' is not here: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1 | cut -d' ' -f2): name another with make PYTHON=/path/to/python3 ..." >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+# $(call environment,FOLDER,VARIABLE): a virtual environment of the Python that the variable names.
+define environment
+@command -v $($(2)) >/dev/null || { echo "'$($(2))' is not here: install Python 3.11 or newer, or name it: make $(2)=/path/to/python3 ..." >&2; exit 1; }
+@$($(2)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $($(2)) is $$($($(2)) -V 2>&1 | cut -d' ' -f2): name another with make $(2)=/path/to/python3 ..." >&2; exit 1; }
+@$($(2)) -c 'import venv, ensurepip' 2>/dev/null || { echo "$($(2)) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+@test -x $(1)/bin/python || $($(2)) -m venv $(1)
+endef
+
+$(INSTALLED): requirements.txt requirements-tests.txt pyproject.toml
+	$(call environment,.venv,PYTHON)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -43,7 +54,23 @@ book: $(BUILT)
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html, or: make serve"
 
 test: $(BUILT)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
+
+# $(call range,FOLDER,pip's options): the package with the libraries that pip then chooses, shown and tested.
+define range
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tests.txt -e . $(2)
+@$(1)/bin/python -c 'import sys, importlib.metadata as m; print("Python", sys.version.split()[0], *(n + " " + m.version(n) for n in "torch numpy scipy scikit-learn matplotlib tqdm".split()), sep=", ")'
+OMP_NUM_THREADS=1 $(1)/bin/python -m $(TESTS) --ignore=tests/test_book.py
+endef
+
+test-lowest:
+	$(call environment,.venv-lowest,PYTHON_LOWEST)
+	@.venv-lowest/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' | sed 's/>=/==/' > .venv-lowest/floors.txt
+	$(call range,.venv-lowest,-c .venv-lowest/floors.txt)
+
+test-newest:
+	$(call environment,.venv-newest,PYTHON_NEWEST)
+	$(call range,.venv-newest,--upgrade --upgrade-strategy eager)
 
 search: $(INSTALLED)
 	$(BIN)/python -m dcpnas_lite search --space micro --data digits --seed 0 --out $(RUN)

@@ -1,10 +1,19 @@
-"""The package as it is published: what the wheel holds, and what importing it costs."""
+"""The package as it is published: what the wheel holds, what importing it costs, which versions it says it runs with."""
 
 from __future__ import annotations
 
+import ast
+import os
+import re
 import subprocess
+import sys
+import tomllib
 import zipfile
 from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,3 +68,65 @@ for module in pkgutil.walk_packages(dcpnas_lite.__path__, "dcpnas_lite."):
 print("imported")
 """
     assert run(stranger, code, tmp_path) == "imported"
+
+
+# The declared ranges
+
+
+def declared() -> dict[str, Requirement]:
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        return {r.name: r for r in map(Requirement, tomllib.load(file)["project"]["dependencies"])}
+
+
+def imported(source: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names
+
+
+def test_what_package_and_chapters_import_is_declared():
+    names = set()
+    for path in (ROOT / "dcpnas_lite").rglob("*.py"):
+        names |= imported(path.read_text(encoding="utf8"))
+    for path in (ROOT / "book").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                names |= imported("\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith("%")))
+    ours = {"dcpnas_lite", "jaxtyping", "IPython"}  # jaxtyping for type checkers alone; IPython is where a notebook runs
+    assert {"scikit-learn" if name == "sklearn" else name for name in names - ours} == set(declared())
+
+
+def test_the_tested_set_is_within_the_declared_ranges():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf8").splitlines()
+    pins = {pin.name: str(pin.specifier) for pin in (Requirement(line) for line in lines if line[:1] not in ("", "#", "-"))}
+    for name, requirement in declared().items():
+        assert pins[name].startswith("==") and pins[name][2:] in requirement.specifier, name
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    """`make` as from a terminal, though these tests may themselves be run by make."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_make_test_lowest_takes_every_floor(tmp_path):
+    """What pip is told, by the rule's own line."""
+    (line,) = [line for line in make("-n", "test-lowest").stdout.splitlines() if "tomllib" in line]
+    line = line.replace(".venv-lowest/bin/python", sys.executable).replace(".venv-lowest", str(tmp_path))
+    subprocess.run(line, shell=True, check=True, cwd=ROOT)
+    floors = (tmp_path / "floors.txt").read_text().splitlines()
+    assert floors == [str(r).replace(">=", "==") for r in declared().values()] and all("==" in floor for floor in floors)
+
+
+@pytest.mark.parametrize("target, name", [("test-lowest", "PYTHON_LOWEST"), ("test-newest", "PYTHON_NEWEST")])
+def test_make_says_in_one_line_which_python_is_missing(target, name):
+    done = make(target, f"{name}=/nowhere/python")
+    first, *rest = done.stderr.splitlines()
+    assert done.returncode == 2 and first.startswith("'/nowhere/python' is not here") and f"make {name}=" in first
+    assert len(rest) == 1 and rest[0].startswith("make:")
+
+
+def test_make_help_names_every_target():
+    (phony,) = re.findall(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.findall(r"^make ([\w-]+) ", make("help").stdout, re.MULTILINE) == phony.split()
