@@ -53,7 +53,7 @@ def _run(jobs, work, workers, initializer, initargs, grace) -> Iterator[tuple]:
     end, lifeline = multiprocessing.Pipe(duplex=False)  # closed here, by us or by our death, it ends the workers
     start = (end, grace, initializer, initargs)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, start)
-    running, failure = {}, None
+    running, failure, begun = {}, None, 0
     with _interrupts() as interrupted, contextlib.closing(end), pool, contextlib.closing(lifeline):
         while True:
             if interrupted:
@@ -63,6 +63,8 @@ def _run(jobs, work, workers, initializer, initargs, grace) -> Iterator[tuple]:
                     job = next(jobs)
                     with _blocked():
                         running[pool.submit(_call, work, job)] = job
+                        if (begun := begun + 1) <= workers:  # the pool looks after a new worker from the next call on
+                            pool.submit(int).cancel()
                 except StopIteration:
                     break
                 except BrokenProcessPool as error:
