@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from dcpnas_lite.__main__ import main, parse_seeds, parser, settings
+from dcpnas_lite import files
+from dcpnas_lite.__main__ import guarded, main, parse_seeds, parser, settings
 from dcpnas_lite.algorithm.loop import SearchConfig
 from dcpnas_lite.network.genotype import Genotype
 
@@ -60,6 +63,134 @@ def test_other_settings_in_the_same_folder_are_refused(searched, capsys):
     assert main(["search", "--out", str(folder), "--seed", "1", *TINY]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "other settings" in error
+
+
+def one_line_of(capsys, *words):
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and all(word in error for word in words), error
+
+
+def test_what_determines_a_result_is_in_its_identity_and_nothing_else(searched, tmp_path, capsys):
+    folder, _ = searched
+    assert main(["search", "--out", str(folder), "--root", str(tmp_path), *TINY]) == 0  # the digits need no root
+    assert "finished already" in capsys.readouterr().out
+    assert main(["search", "--out", str(folder), "--set", "lam=1", *TINY]) == 0  # 1 is 1.0
+    assert "finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["genotype.json", "summary.json"])
+def test_damaged_results_are_not_taken_for_finished(searched, tmp_path, capsys, name):
+    shutil.copytree(searched[0], tmp_path / "seed-0")
+    file = tmp_path / "seed-0" / name
+    whole = file.read_bytes()
+    other = whole.replace(b"sep_conv_5x5" if b"sep_conv_5x5" in whole else b"conv", b"skip_connect")
+    for content in (whole[:-20], b"", whole.replace(b'"', b"'"), other, b"[" * 100_000, b"\xff"):
+        file.write_bytes(content)
+        assert main(["search", "--seeds", "0", "--out", str(tmp_path), *TINY]) == 2
+        one_line_of(capsys, name)
+    file.unlink()
+    status = main(["search", "--seeds", "0", "--out", str(tmp_path), *TINY])
+    if name == "summary.json":  # says what to do
+        assert status == 2
+        one_line_of(capsys, "delete its genotype.json")
+        (tmp_path / "seed-0" / "genotype.json").unlink()
+        assert main(["search", "--seeds", "0", "--out", str(tmp_path), *TINY]) == 0
+    equal(tmp_path / "seed-0", searched[0])
+
+
+def test_a_copied_folder_is_no_seed_of_its_own(searched, tmp_path):
+    for name in ("seed-0", "seed-0 (copy)", "seed-00", "seed-x"):
+        shutil.copytree(searched[0], tmp_path / name)
+    assert main(["search", "--seeds", "0", "--out", str(tmp_path), *TINY]) == 0
+    assert [row["seed"] for row in table(tmp_path)] == ["0"]
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path, capsys):
+    out = tmp_path / "a"
+    for wrong in (["--data", "fashion_mnist", "--root", str(tmp_path / "none")], ["--set", "batch=7000", "--set", "lam=-1"],
+                  ["--device", "cuda:77"], ["--threads", "100000"], ["--seed", str(2**31)], ["--set", "space=paper"],
+                  ["--seeds", "0-1", "--set", "seed=5"], ["--seeds", "0-99999999"]):  # fmt: skip
+        assert main(["search", "--out", str(out), *TINY, *wrong]) == 2, wrong
+        one_line_of(capsys, "expected" if wrong[0] != "--data" else "Fashion-MNIST")
+        assert not out.exists(), wrong
+    assert main(["search", "--out", str(out), *TINY, "--seed", str(2**31 - 1)]) == 0
+
+
+def test_two_searches_into_one_folder(searched, tmp_path, capsys):
+    with files.lock(tmp_path):
+        for seeds in ([], ["--seeds", "0-1"]):
+            assert main(["search", "--out", str(tmp_path), *seeds, *TINY]) == 2
+            one_line_of(capsys, f"{tmp_path}: in use by process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("environment, command", [
+    ({"PYTHONIOENCODING": "ascii"}, ["search", "--help"]),
+    ({"PYTHONIOENCODING": "cp1252"}, ["search", "--out", "α", "--set=λ=1"]),
+    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, ["search", "--out", "a", *TINY]),
+])  # fmt: skip
+def test_a_terminal_without_greek(tmp_path, environment, command):
+    command = [sys.executable, "-m", "dcpnas_lite", *command]
+    done = subprocess.run(command, capture_output=True, env=os.environ | environment, cwd=tmp_path)
+    assert done.returncode == (2 if "--set=λ=1" in command else 0) and b"Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "a" / "genotype.json").exists() == ("a" in command)
+
+
+def test_a_picture_that_fails_is_a_warning(tmp_path, capsys, monkeypatch):
+    def no_latex(*_, **__):
+        raise RuntimeError("latex was not able to process the string\n'lp'")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", no_latex)
+    assert main(["search", "--out", str(tmp_path), *TINY]) == 0
+    assert (tmp_path / "genotype.json").exists() and not (tmp_path / "cell.png").exists()
+    one_line_of(capsys, "cell.png is not drawn: latex was not able")
+
+
+@pytest.mark.parametrize("error, status, words", [
+    (ValueError("a\nb"), 2, "a b"),
+    (KeyError("name"), 2, "KeyError: 'name'"),
+    (AssertionError("Torch not compiled with CUDA enabled"), 2, "CUDA"),
+    (MemoryError("Unable to allocate 1 TiB"), 2, "not enough memory Unable"),
+    (ZeroDivisionError("by zero"), 2, "by zero"),
+    (KeyboardInterrupt(), 130, "interrupted; what is written stays"),
+    (KeyboardInterrupt("after step 3"), 130, "interrupted; after step 3"),
+])  # fmt: skip
+def test_every_command_ends_in_one_line(capsys, error, status, words):
+    def fail(_):
+        raise error
+
+    assert guarded(fail, None) == status
+    one_line_of(capsys, words)
+
+
+def test_a_reader_that_has_enough(searched):
+    command = f"{sys.executable} -m dcpnas_lite show {searched[0]} | head -c 10; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and len(done.stdout) == 10
+
+
+def test_json_that_is_no_object(searched, tmp_path, capsys):
+    for name in ("config.json", "genotype.json", "summary.json", "history.npz"):
+        shutil.copytree(searched[0], tmp_path / name)
+        for content in ("3", "[]", "null", '"text"', "{}", '{"search": 1, "data": 2}'):
+            (tmp_path / name / name).write_text(content)
+            for command in (["show"], ["train", "--epochs=1"], ["search", *TINY, "--out"]):
+                if command[0] == "show" and name == "summary.json" or name == "history.npz" and command[0] != "show":
+                    continue
+                if command[0] == "train" and name == "summary.json":
+                    continue
+                assert main([*command, str(tmp_path / name)]) == 2, (name, content, command)
+                one_line_of(capsys, str(tmp_path / name))
+
+
+def test_a_history_of_texts(searched, tmp_path, capsys):
+    shutil.copytree(searched[0], tmp_path / "a")
+    path = tmp_path / "a" / "history.npz"
+    with np.load(path) as file:
+        history = dict(file)
+    for name in ("network", "alpha/normal", "final/normal"):
+        files.write(path, files.arrays_to_bytes(history | {name: history[name].astype(str)}))
+        assert main(["show", str(tmp_path / "a")]) == 2
+        one_line_of(capsys, f"history.npz, {name}: expected numbers")
 
 
 def test_show_and_train(searched, capsys):
@@ -112,7 +243,7 @@ def test_seeds_are_searched_in_folders_and_collected_in_a_table(searched, tmp_pa
     assert {p.name for p in (tmp_path / "seed-0").iterdir()} == written <= {p.name for p in single.iterdir()}
     first = table(tmp_path)
     for row in first:
-        summary = json.loads((tmp_path / f"seed-{row['seed']}" / "summary.json").read_text())
+        summary = files.unseal(tmp_path / f"seed-{row['seed']}" / "summary.json", "summary")
         assert row == {name: str(value) for name, value in summary.items()}
         assert sum(line.startswith(f"seed {row['seed']}: {row['cell']}") for line in done.stdout.splitlines()) == 1
     assert [row["seed"] for row in first] == ["0", "2"] and len(done.stdout.splitlines()) == 2
@@ -219,9 +350,10 @@ LARGE = dict(space="paper", seed=3, layers=3, rounds=5, tangent_every=2)
 )  # fmt: skip
 def test_defaults_follow_space_and_data(space, data, given, expected):
     command = ["search", "--out", "x", "--space", space, "--data", data, "--seed", "3", *given]
-    config, text = settings(parser().parse_args(command))
+    config, made_by = settings(parser().parse_args(command), "0123")
     assert config == expected
-    assert json.loads(text) == {"data": data, "root": None, "precision": "float32", "search": dataclasses.asdict(config)}
+    rest = {"root": None, "images": "0123", "precision": "float32", "search": dataclasses.asdict(config)}
+    assert made_by == {"data": data, **rest}
 
 
 @pytest.mark.parametrize("command", [[], ["search"], ["train"], ["show"], ["equations"], ["microbench"]])

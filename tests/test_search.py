@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import random
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from dcpnas_lite.algorithm import loop
+from dcpnas_lite.algorithm import checkpoint, loop, resume
 from dcpnas_lite.algorithm.backtracking import SHAPES, Learned, no_backtracking
 from dcpnas_lite.algorithm.loop import METHODS, SearchConfig, SearchStopped, search
 from dcpnas_lite.data import Data, Split, batches, digits
@@ -426,7 +428,7 @@ def uninterrupted(data) -> dict:
 @pytest.mark.parametrize("rule, stop", [("learned", 1), ("learned", 3), ("learned", 6), ("refreshed", 7)])
 def test_stopped_and_resumed_is_bit_identical(data, uninterrupted, tmp_path, rule, stop):
     """Stops in the middle of a Parent phase (1), of a Child phase (3, 7) and between rounds but one (6)."""
-    path, config, steps = tmp_path / "search.pt", tiny(**RESUMED[rule]), []
+    path, config, steps = tmp_path / "search.npz", tiny(**RESUMED[rule]), []
 
     def callback(progress):
         steps.append((progress.step, progress.total, progress.network))
@@ -448,10 +450,10 @@ def test_an_exception_leaves_the_last_regular_checkpoint(data, uninterrupted, tm
         if progress.step == 6:
             raise KeyboardInterrupt
 
-    path = tmp_path / "search.pt"
+    path = tmp_path / "search.npz"
     with pytest.raises(KeyboardInterrupt):
         search(data, tiny(), callback=fail, checkpoint=path, save_every=3)
-    assert torch.load(path, weights_only=True)["done"] == 3
+    assert checkpoint.load(path)["done"] == 3
     assert same(search(data, tiny(), checkpoint=path), uninterrupted["learned"])
 
 
@@ -469,21 +471,22 @@ data = Data("tiny", *(Split(*state[name]) for name in ("train", "validation", "t
 loop.SPACES["small"] = Space("small", 1, 2, ("normal",), tuple(state["operations"]))
 # the space has to be known by name before the configuration is read
 config = loop.SearchConfig.from_json(Path("config.json").read_text())
-saves, save = [], torch.save
+saves, replace = [], os.replace
 
-def save_or_die(state, file):
+def replace_or_die(part, path):
     saves.append(0)
-    save(state, file)
     if writing and len(saves) == at:
-        file.truncate(file.tell() // 2)
+        with open(part, "r+b") as file:
+            file.truncate(os.path.getsize(part) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
+    replace(part, path)
 
 def callback(progress):
     if not writing and progress.step == at:
         os.kill(os.getpid(), signal.SIGKILL)
 
-torch.save = save_or_die
-loop.search(data, config, callback=callback, checkpoint="search.pt", save_every=1)
+os.replace = replace_or_die
+loop.search(data, config, callback=callback, checkpoint="search.npz", save_every=1)
 """
 
 
@@ -497,33 +500,169 @@ def test_a_killed_search_goes_on_where_it_was(data, uninterrupted, tmp_path, mom
     command = [sys.executable, "-c", KILLED, str(at), moment.split()[0]]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert torch.load(tmp_path / "search.pt", weights_only=True)["done"] == at - 1
-    resumed = search(data, tiny(), checkpoint=tmp_path / "search.pt")
+    assert checkpoint.load(tmp_path / "search.npz")["done"] == at - 1
+    resumed = search(data, tiny(), checkpoint=tmp_path / "search.npz")
     assert same(resumed, uninterrupted["learned"]), f"killed at step {at}, {moment}"
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "data.pt", "search.npz"]  # no left-over of the killed writer
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(data, tmp_path):
-    path = tmp_path / "search.pt"
+    path = tmp_path / "search.npz"
     search(data, tiny(rounds=1, steps=1), checkpoint=path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="search.pt: expected a checkpoint of this configuration, got one of another"):
+    with pytest.raises(ValueError, match="search.npz: expected a checkpoint of this configuration, got one of another"):
         search(data, tiny(rounds=1, steps=1, seed=1), checkpoint=path)
     assert path.read_bytes() == before
 
 
 def test_a_checkpoint_of_other_images_is_refused(data, tmp_path):
-    path = tmp_path / "search.pt"
+    path = tmp_path / "search.npz"
     search(data, tiny(rounds=1, steps=1), checkpoint=path)
     other = dataclasses.replace(data, train=Split(data.train.x.flip(0), data.train.y))
     with pytest.raises(ValueError, match="expected a checkpoint of this data"):
         search(other, tiny(rounds=1, steps=1), checkpoint=path)
 
 
+def every_value(state, where=()):
+    """The place of every value in nested dicts and lists, but for the tensors beyond the first three of a dict."""
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    for n, (key, value) in enumerate(items):
+        if n < 3 or not (isinstance(value, torch.Tensor) or key in range(1, 10_000)):
+            yield (*where, key)
+            yield from every_value(value, (*where, key))
+
+
+def other_values(value):
+    """What might stand in place of a value."""
+    yield from (None, "x", [], {}, -1, 2.5, math.nan, torch.zeros(1), torch.full((3, 8), math.nan))
+    if isinstance(value, torch.Tensor):
+        yield from (value.double(), value[None], value * math.nan if value.is_floating_point() else value.float())
+    elif isinstance(value, int | float):
+        yield from (value + 1, str(value), [value])
+    elif isinstance(value, dict | list):
+        yield value.__class__(list(value.items())[1:] if isinstance(value, dict) else value[1:])
+        yield value | {"more": 1} if isinstance(value, dict) else [*value, *value[:1]]
+
+
+def test_a_right_checksum_with_wrong_contents_is_refused(data, tmp_path):
+    """Every value of a state in turn: taken away, of another type, shape or kind. Only what may be otherwise is accepted."""
+    config, tried = tiny(measure_every=2), 0
+    search(data, config, checkpoint=tmp_path / "a.npz")
+    state = checkpoint.load(tmp_path / "a.npz")
+    run = loop._Run(data, config, None, "cpu", "float32", loop.Group())
+    free = {"seconds", "weight_loss", "alpha_loss", "distance", "gradient_ratio", "trust", "coupling_cosine/normal"}
+    for place in list(every_value(state)):
+        holder = state
+        for key in place[:-1]:
+            holder = holder[key]
+        kept = holder[place[-1]]
+        for other in (*other_values(kept), KeyError):
+            if type(other) is type(kept) and (place[-1] in free or (isinstance(kept, torch.Tensor) and other is not kept
+                                              and other.shape == kept.shape and not other.isnan().any())):  # fmt: skip
+                continue
+            if other is KeyError:
+                if str(place[-1]).startswith("psi/"):
+                    continue
+                holder.pop(place[-1])
+            else:
+                holder[place[-1]] = other
+            try:
+                resume.restore(run, state, "a.npz")
+            except ValueError as error:
+                assert str(error).startswith("a.npz: ") and "\n" not in str(error), (place, other, error)
+            else:
+                raise AssertionError(f"{place}: {other!r} accepted")
+            assert run.done == 0 and run.history == []  # nothing is taken over
+            tried += 1
+            if other is KeyError and isinstance(holder, list):
+                holder.insert(place[-1], kept)
+            else:
+                holder[place[-1]] = kept
+    assert tried > 500
+    checkpoint.save(tmp_path / "a.npz", state)
+    assert same(search(data, config, checkpoint=tmp_path / "a.npz"), search(data, config))
+
+
+def test_a_checkpoint_knows_its_rule(data, tmp_path):
+    path, config, eta = tmp_path / "search.npz", tiny(), 0.1
+
+    def rule(step):
+        return step.alpha_next + eta * step.alpha
+
+    first = search(data, config, rule, checkpoint=path)
+    assert same(search(data, config, rule, checkpoint=path), first)
+    eta = 0.2  # the same function, another result
+    for other in (rule, None, lambda step: step.alpha_next):
+        with pytest.raises(ValueError, match="search.npz: expected a checkpoint of this rule, got one of another"):
+            search(data, config, other, checkpoint=path)
+
+
+def test_two_searches_cannot_share_a_checkpoint(data, tmp_path):
+    path, errors = tmp_path / "search.npz", []
+
+    def second(progress):
+        if progress.step == 2:
+            with pytest.raises(BlockingIOError, match=f"search.npz: in use by process {os.getpid()} on ") as caught:
+                search(data, tiny(), checkpoint=path)
+            errors.append(caught)
+
+    search(data, tiny(), checkpoint=path, callback=second)
+    assert len(errors) == 1 and os.listdir(tmp_path) == ["search.npz"]
+
+
+def test_an_interrupted_search_returns_what_there_is_or_saves(data, uninterrupted, tmp_path):
+    def interrupt(progress):
+        if progress.step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.warns(UserWarning, match="search stopped after step 5 of 8: this is the result so far"):
+        part = search(data, tiny(), callback=interrupt)
+    whole = uninterrupted["learned"]
+    assert not part.finished and whole.finished and len(part.history["network"]) == 5
+    assert np.array_equal(part.history["alpha/normal"], whole.history["alpha/normal"][:5])
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 5 of 8; the same call goes on from"):
+        search(data, tiny(), callback=interrupt, checkpoint=tmp_path / "search.npz", save_every=100)
+    assert same(search(data, tiny(), checkpoint=tmp_path / "search.npz"), whole)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def at_once(progress):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # a second one does not wait for the step
+
+    with pytest.raises(KeyboardInterrupt):
+        search(data, tiny(), callback=at_once)
+
+
+def test_a_full_disk_ends_a_search_with_one_line(data, uninterrupted, tmp_path, monkeypatch):
+    path, sync = tmp_path / "search.npz", os.fsync
+
+    def full(file):
+        sync(file)
+        if path.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    line = r"No space left on device; not written \(an earlier file stays as it was\)"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=line):
+        patch.setattr(os, "fsync", full)
+        search(data, tiny(), checkpoint=path, save_every=3)
+    assert checkpoint.load(path)["done"] == 3 and os.listdir(tmp_path) == ["search.npz"]
+    assert same(search(data, tiny(), checkpoint=path), uninterrupted["learned"])
+
+
+def test_a_search_has_its_own_result_whatever_runs_beside_it(data):
+    configs = [tiny(seed=seed, rounds=1, steps=2, measure_every=1) for seed in range(4)]
+    before = torch.get_rng_state()
+    alone = [search(data, config) for config in configs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda config: search(data, config), configs))
+    assert all(map(same, alone, together)) and torch.equal(torch.get_rng_state(), before)
+
+
 def test_checkpoint_arguments_are_checked_before_the_first_step(data, tmp_path):
     with pytest.raises(ValueError, match="save_every: expected at least 1"):
         search(data, tiny(), save_every=0)
     with pytest.raises(FileNotFoundError, match="existing folder"):
-        search(data, tiny(), checkpoint=tmp_path / "nowhere" / "search.pt")
+        search(data, tiny(), checkpoint=tmp_path / "nowhere" / "search.npz")
 
 
 # -- numbers that are none --------------------------------------------------------------------------------------------
@@ -531,9 +670,16 @@ def test_checkpoint_arguments_are_checked_before_the_first_step(data, tmp_path):
 
 def spoiled(data: Data, split: str, value: float) -> Data:
     good = getattr(data, split)
-    x = good.x.clone()
-    x[:, 0, 0, 0] = value
-    return dataclasses.replace(data, **{split: Split(x, good.y)})
+    bad = Split(good.x.clone(), good.y)
+    bad.x[:, 0, 0, 0] = value  # afterwards: a Split is not made of such numbers
+    return _unchecked(data, split, bad)
+
+
+def _unchecked(data: Data, split: str, bad: Split) -> Data:
+    """The data with one split exchanged that `Data` would refuse."""
+    other = dataclasses.replace(data)
+    object.__setattr__(other, split, bad)
+    return other
 
 
 @pytest.mark.parametrize("split, networks, quantity", [
@@ -550,7 +696,7 @@ def test_nan_stops_the_search_with_step_and_quantity(data, split, networks, quan
 
 
 def test_nan_later_names_its_step_and_the_checkpoint(data, tmp_path):
-    path, images = tmp_path / "search.pt", Split(data.train.x.clone(), data.train.y)
+    path, images = tmp_path / "search.npz", Split(data.train.x.clone(), data.train.y)
 
     def spoil(progress):
         if progress.step == 3:
@@ -558,7 +704,7 @@ def test_nan_later_names_its_step_and_the_checkpoint(data, tmp_path):
 
     with pytest.raises(FloatingPointError, match=rf"^step 3: the child's weight loss .*the last good state is in {path}$"):
         search(dataclasses.replace(data, train=images), tiny(), callback=spoil, checkpoint=path, save_every=2)
-    assert torch.load(path, weights_only=True)["done"] == 2
+    assert checkpoint.load(path)["done"] == 2
 
 
 def test_progress_bar_names_network_loss_and_cell(data, capsys):

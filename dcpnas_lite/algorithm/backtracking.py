@@ -172,10 +172,10 @@ class Learned:
         self.result: dict[str, Tensor] = {}  # α̃^{t+1} of the last step
 
     def __call__(self, step: ArchitectureStep) -> Float[Tensor, "E M"]:
-        key, (edges, operations) = f"{step.network}/{step.cell_type}", step.alpha.shape
+        key = f"{step.network}/{step.cell_type}"
         if key not in self.psi:
-            shape = {"scalar": (1, 1), "operation": (1, operations), "edge": (edges, 1), "full": (edges, operations)}
-            self.psi[key] = torch.full(shape[self.shape], self.start, dtype=step.alpha.dtype, device=step.alpha.device)
+            sizes = self.sizes(*step.alpha.shape)
+            self.psi[key] = torch.full(sizes, self.start, dtype=step.alpha.dtype, device=step.alpha.device)
         elif torch.equal(step.alpha, self.result[key]):  # else α was inherited, and the gradient says nothing about ψ̃
             gradient = psi_gradient(step.gradient, self.last[key], self.eta, self.psi[key].shape)
             self.psi[key] = self.psi[key] - self.eta_psi * gradient
@@ -186,6 +186,10 @@ class Learned:
         self.last[key] = step.alpha * chosen
         self.result[key] = backtrack(step.alpha_next, step.alpha, psi, self.eta, chosen)
         return self.result[key].clone()  # the caller may change it; the next step is compared with what it was
+
+    def sizes(self, edges: int, operations: int) -> tuple[int, int]:
+        """The shape of ψ̃ for α of shape (E, M)."""
+        return {"scalar": (1, 1), "operation": (1, operations), "edge": (edges, 1), "full": (edges, operations)}[self.shape]
 
     def state_dict(self) -> dict:
         """ψ̃, what it multiplied last and what came of it, per network and cell type."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import Data
-from .backtracking import SHAPES
+from .backtracking import SHAPES, Learned, Refreshed
 
 if TYPE_CHECKING:
     from .loop import _Run
@@ -46,7 +46,7 @@ def restore(run: _Run, state: dict, path: str) -> None:
     for name, mine in run.identity.items():
         theirs = made_by.get(name) if isinstance(made_by, dict) else None
         if theirs != mine:
-            got = "" if name == "configuration" else f" ({mine} here, {theirs} there)"
+            got = "" if name == "configuration" or not isinstance(theirs, str) else f" ({mine:.16} here, {theirs:.16} there)"
             raise ValueError(f"{path}: expected a checkpoint of this {name}, got one of another{got}")
     try:
         _same_form(state, _form(run, state), "state")
@@ -70,7 +70,7 @@ def _form(run: _Run, state: dict) -> dict:
     """What the state of `run` after as many steps looks like: its keys, types and shapes, and what is known beforehand."""
     done, records = state["done"], state["history"]
     if type(done) is not int or not 0 <= done <= run.total:
-        raise ValueError(f"done: expected an integer from 0 to {run.total}, got {done!r}")
+        raise ValueError(f"done: expected an integer from 0 to {run.total}, got {str(done):.20}")
     positions = [run.position(step) for step in range(done)]
     decided = [(name, round_, k) for round_, name, k in positions if round_ >= run.config.warmup]
     if not isinstance(records, list) or len(records) != len(decided) or not all(isinstance(r, dict) for r in records):
@@ -90,9 +90,20 @@ def _form(run: _Run, state: dict) -> dict:
         "networks": {name: dict(net.state_dict()) for name, net in nets.items()},
         "weight_optimizers": {name: moments(net.weights(), weight_steps[name]) for name, net in nets.items()},
         "alpha_optimizers": {name: moments(net.alphas(), alpha_steps[name]) for name, net in nets.items()},
-        "rule": dict,
+        "rule": _rule(run, [f"{name}/{t}" for name, net in nets.items() if alpha_steps[name] for t in net.alpha]),
         "history": [_record(run, *where, number, r) for number, (where, r) in enumerate(zip(decided, records, strict=True))],
     }
+
+
+def _rule(run: _Run, keys: list[str]):
+    """The form of the rule's state; of a reader's rule only that it is a dict."""
+    alpha = run.last_network.alphas()[0]
+    alphas = dict.fromkeys(keys, alpha)
+    if type(run.rule) is Learned:
+        return {"psi": dict.fromkeys(keys, alpha.new_zeros(run.rule.sizes(*alpha.shape))), "last": alphas, "result": alphas}
+    if type(run.rule) is Refreshed:
+        return {"correction": alphas}
+    return dict if hasattr(run.rule, "state_dict") else {}
 
 
 def _record(run: _Run, name: str, round_: int, k: int, number: int, given: dict) -> dict:
@@ -136,7 +147,8 @@ def _same_form(given, form, where: str, known: bool = False) -> None:
     elif form is not dict:
         wrong = type(given) is not type(form) or (known and given != form)
         if wrong or (isinstance(form, float) and not math.isfinite(given) and math.isfinite(form)):
-            raise ValueError(f"{where}: expected {type(form).__name__}, got {given!r}")
+            got = repr(given)[:40] if isinstance(given, int | float | str) else type(given).__name__
+            raise ValueError(f"{where}: expected {repr(form) if known else type(form).__name__}, got {got}")
 
 
 def _to(device: torch.device, state):
