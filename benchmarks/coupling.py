@@ -16,19 +16,22 @@ edge: share of ‖C‖² that a ψ of this shape can carry; trust: cosine of −
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
-import multiprocessing
+import io
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dcpnas_lite import files, jobs
 from dcpnas_lite.algorithm.backtracking import Learned, Refreshed
 from dcpnas_lite.algorithm.coupling import cosine
 from dcpnas_lite.algorithm.loop import SearchConfig, search
 from dcpnas_lite.data import digits
+from dcpnas_lite.evaluation.microbench import append
 
 RULES = {
     "printed": lambda: Learned(),
@@ -80,11 +83,18 @@ def finished(path: Path, expected: int) -> tuple[list[list[str]], set[tuple[str,
     """The rows of complete runs in the file, and which runs these are."""
     if not path.exists():
         return [], set()
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf8") as file:
         old = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and row[1].isdigit()]
     runs = [(row[0], int(row[1])) for row in old]
     complete = {run for run in runs if runs.count(run) == expected}
     return [row for row, run in zip(old, runs, strict=True) if run in complete], complete
+
+
+def text(rows: list[list[str]]) -> str:
+    """The rows as CSV."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
 
 
 def main() -> None:
@@ -101,20 +111,16 @@ def main() -> None:
     if options.tiny:
         config = dataclasses.replace(config, rounds=2, steps=4, channels=2, measure_every=2)
     alpha_steps = (config.rounds - config.warmup) * config.steps
-    old, done = finished(options.csv, 2 * -(-alpha_steps // config.measure_every))
-    todo = [(rule, seed, config, options.size) for seed in range(options.seeds) for rule in options.rules]
-    tasks = [task for task in todo if task[:2] not in done]
     started = time.perf_counter()
-    with options.csv.open("w", newline="") as file, multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([COLUMNS, *old])
-        file.flush()
-        for n, result in enumerate(pool.imap_unordered(rows, tasks), 1):
-            writer.writerows(result)
-            file.flush()
-            print(f"{n} of {len(tasks)} runs, {time.perf_counter() - started:.0f} s", flush=True)
-        pool.close()
-        pool.join()
+    with files.lock(options.csv):
+        old, done = finished(options.csv, 2 * -(-alpha_steps // config.measure_every))
+        todo = [(rule, seed, config, options.size) for seed in range(options.seeds) for rule in options.rules]
+        tasks = [task for task in todo if task[:2] not in done]
+        files.write(options.csv, text([COLUMNS, *old]))
+        with contextlib.closing(jobs.run(tasks, rows, options.processes)) as results:
+            for n, (_, result) in enumerate(results, 1):
+                append(options.csv, text(result))
+                print(f"{n} of {len(tasks)} runs, {time.perf_counter() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

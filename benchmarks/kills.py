@@ -60,7 +60,7 @@ def main() -> int:
                 process.kill()
                 process.wait()
                 struck += 1
-                saved = folder / "checkpoint.pt"
+                saved = folder / "checkpoint.npz"
                 where = f"with {checkpoint.load(saved)['done']} steps saved" if saved.exists() else "with nothing saved"
             finished = start(folder).wait() == 0 and same(folder, whole)
             agree += finished

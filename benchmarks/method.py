@@ -27,7 +27,7 @@ import torch
 from torch.func import functional_call
 
 import dcpnas_lite
-from dcpnas_lite.__main__ import write
+from dcpnas_lite import files
 from dcpnas_lite.algorithm import backtracking, loop
 from dcpnas_lite.algorithm.distributed import Group
 from dcpnas_lite.algorithm.objectives import kl_gain, nas_loss, network_reconstruction
@@ -235,7 +235,7 @@ def growth(repeats: int) -> list[list]:
 def table(path: Path, header: str, rows: list[list]) -> None:
     """Write the rows to a CSV file at once, and print them."""
     text = [[f"{v:.4g}" if isinstance(v, float) else str(v).replace(",", "") for v in row] for row in rows]
-    write(path, "\n".join(",".join(row) for row in [header.split(), *text]) + "\n")
+    files.write(path, "\n".join(",".join(row) for row in [header.split(), *text]) + "\n")
     for row in [header.split(), *text]:
         print("".join(f"{cell:20}" for cell in row), flush=True)
 

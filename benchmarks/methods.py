@@ -22,6 +22,7 @@ each round. A search that has its row is not run again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -29,8 +30,6 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -43,6 +42,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent))
 from tables_gpu import widen
 
+from dcpnas_lite import files
+from dcpnas_lite import jobs as pool
 from dcpnas_lite.algorithm import backtracking as rules
 from dcpnas_lite.algorithm import loop
 from dcpnas_lite.algorithm.loop import TANGENT_BATCHES, SearchConfig
@@ -397,8 +398,8 @@ def groups(jobs: list[tuple[str, dict, int]], size: int) -> Iterator[list[tuple[
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def line(job: tuple[str, dict, int], round_: int, cell: int, seconds: float) -> bytes:
-    return (json.dumps([*job, round_, cell, round(seconds, 1)]) + "\n").encode()
+def line(job: tuple[str, dict, int], round_: int, cell: int, seconds: float) -> str:
+    return json.dumps([*job, round_, cell, round(seconds, 1)]) + "\n"
 
 
 def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> None:
@@ -406,17 +407,16 @@ def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> Non
     configs, signs = zip(*(configured(*job) for job in jobs), strict=True)
     started = time.perf_counter()
 
-    def rows(jobs, round_: int, alpha: Tensor) -> bytes:
+    def rows(jobs, round_: int, alpha: Tensor) -> str:
         cells = [microbench.index(discretize(MICRO, {"normal": a})) for a in alpha]
-        return b"".join(line(job, round_, cell, time.perf_counter() - started) for job, cell in zip(jobs, cells, strict=True))
+        return "".join(line(job, round_, cell, time.perf_counter() - started) for job, cell in zip(jobs, cells, strict=True))
 
     def each_round(round_: int, alpha: Tensor, loss) -> None:
         strength = [(m, {k: v for k, v in c.items() if k != "selection"}, s) for m, c, s in jobs]
         text = rows(strength, round_, alpha)
         if configs[0].selection == "perturbation":
             text += rows(jobs, round_, perturbed(alpha, loss))
-        with open(path, "ab", buffering=0) as file:
-            file.write(text)
+        microbench.append(path, text)
 
     searches(data, list(configs), list(signs), device, each_round)
 
@@ -429,7 +429,7 @@ def start_worker(name: str, root: str | None) -> None:
     _worker["data"] = microbench.RECIPES[name].load(root)
 
 
-def search_one(job: tuple[str, dict, int]) -> bytes:
+def search_one(job: tuple[str, dict, int]) -> str:
     """One plain search; its row, and where the cell is selected by perturbation another one for the strength of the same α."""
     config, sign = configured(*job)
     original = loop.tangent_gradient
@@ -454,8 +454,15 @@ def search_one(job: tuple[str, dict, int]) -> bytes:
 
 def finished(path: Path) -> list[tuple[str, dict, int, int]]:
     """(method, changes, seed, cell) of the searches of `path` that ran to their end."""
-    rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    rows = [json.loads(text) for text in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
     return [(m, c, s, cell) for m, c, s, round_, cell, _ in rows if round_ == configured(m, c, s)[0].rounds]
+
+
+def whole(path: Path) -> None:
+    """Remove the beginning of a row that a kill left at the end of the file."""
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        files.write(path, content[: content.rfind(b"\n") + 1])
 
 
 def collect(path: Path, out: Path, tuning: bool) -> None:
@@ -473,9 +480,7 @@ def collect(path: Path, out: Path, tuning: bool) -> None:
     writer.writerow(["method", "seed", "cell", "changes"])
     writer.writerows([list(METHODS)[method], seed, cell, changes] for method, changes, seed, cell in rows)
     content = text.getvalue().encode()
-    part = out.with_name(out.name + ".part")
-    part.write_bytes(gzip.compress(content, mtime=0) if out.suffix == ".gz" else content)
-    os.replace(part, out)
+    files.write(out, gzip.compress(content, mtime=0) if out.suffix == ".gz" else content)
 
 
 def main() -> None:
@@ -494,6 +499,14 @@ def main() -> None:
     args = p.parse_args()
     if args.collect:
         return collect(args.out, args.collect, args.tuning)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with files.lock(args.out):
+        whole(args.out)
+        search_all(args)
+
+
+def search_all(args: argparse.Namespace) -> None:
+    """Run the searches that `args.out` lacks."""
     done = [row[:3] for row in finished(args.out)]
     jobs = [(m, c, s) for s, m, c in itertools.product(range(*args.seeds), args.methods, args.changes) if (m, c, s) not in done]
     if args.wide:
@@ -504,13 +517,9 @@ def main() -> None:
         for group in groups(jobs, args.wide):
             run(data, group, args.out, args.device)
         return
-    context = multiprocessing.get_context("spawn")
-    with (
-        context.Pool(args.workers, start_worker, (args.data, args.root)) as pool,
-        open(args.out, "ab", buffering=0) as file,
-    ):
-        for row in tqdm(pool.imap_unordered(search_one, jobs), total=len(jobs), mininterval=5):
-            file.write(row)
+    with contextlib.closing(pool.run(jobs, search_one, args.workers, start_worker, (args.data, args.root))) as rows:
+        for _, row in tqdm(rows, total=len(jobs), mininterval=5):
+            microbench.append(args.out, row)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ images; size_in_bits: of the whole network; genotype: JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import io
 import json
-import multiprocessing
-import shutil
 import time
 from pathlib import Path
 
@@ -28,9 +27,11 @@ import numpy as np
 import torch
 
 from dcpnas_lite import __main__ as command_line
+from dcpnas_lite import files, jobs
 from dcpnas_lite.algorithm import checkpoint, loop
 from dcpnas_lite.algorithm.selection import perturbation
 from dcpnas_lite.data import digits
+from dcpnas_lite.evaluation import microbench
 from dcpnas_lite.evaluation.training import TrainConfig, train
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype, random_cell
 from dcpnas_lite.network.supernet import PAPER, Supernet
@@ -44,26 +45,23 @@ def ship(run: Path, target: Path) -> None:
     """Copy config and genotype, and the history in float16 (final α, from which the cell follows, in full)."""
     target.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "genotype.json"):
-        shutil.copyfile(run / name, target / name)
-    with np.load(run / "history.npz", allow_pickle=False) as file:
-        history = dict(file)
+        files.write(target / name, (run / name).read_bytes())
+    history = files.arrays_from_bytes((run / "history.npz").read_bytes(), run / "history.npz", "the history of a search")
     for name, values in history.items():
         if not name.startswith("final/"):
             history[name] = values.astype(np.float16 if values.ndim > 1 else np.float32)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **history)
-    command_line.write(target / "history.npz", buffer.getvalue())
+    files.write(target / "history.npz", files.arrays_to_bytes(history, compress=True))
 
 
 def perturbed(run: Path) -> Genotype:
     """The cell that selection by perturbation reads off the searched Child; takes minutes, and is kept in the search's folder."""
     path = run / "perturbation.json"
     if not path.exists():
-        data, state = digits(), checkpoint.load(run / "checkpoint.pt")
+        data, state = digits(), checkpoint.load(run / "checkpoint.npz")
         config = loop.SearchConfig.from_json(state["config"])
         child = Supernet(PAPER, config.channels, config.layers, len(data.classes), data.channels, binary=True)
         child.load_state_dict(state["networks"]["child"])
-        command_line.write(path, perturbation(child, *data.validation[slice(loop.SELECTION_IMAGES)]).to_json() + "\n")
+        files.write(path, perturbation(child, *data.validation[slice(loop.SELECTION_IMAGES)]).to_json() + "\n")
     return command_line.read_genotype(path)
 
 
@@ -127,14 +125,14 @@ def main() -> None:
              for name, seed, bits, text in trainings.keys() - set(map(key, rows))]  # fmt: skip
     tasks.sort(key=lambda task: (task[3].seed, list(cells).index(task[0])))
     started = time.perf_counter()
-    command_line.write(path, table(recipe, [COLUMNS, *rows]))
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool, path.open("a", newline="") as file:
-        for n, new in enumerate(pool.imap(row, tasks), 1):
-            file.write(table("", [new]))
-            file.flush()
+    with files.lock(path), contextlib.closing(jobs.run(tasks, row, options.workers)) as trained:
+        files.write(path, table(recipe, [COLUMNS, *rows]))
+        made = {}
+        for n, (task, new) in enumerate(trained, 1):
+            made[task] = new
+            microbench.append(path, table("", [new]))
             print(f"{n} of {len(tasks)} trainings, {time.perf_counter() - started:.0f} s", flush=True)
-        pool.close()
-        pool.join()
+        files.write(path, table(recipe, [COLUMNS, *rows, *(made[task] for task in tasks)]))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dcpnas_lite import files
 from dcpnas_lite.data import batches
 from dcpnas_lite.evaluation import microbench
 from dcpnas_lite.evaluation.training import TrainResult
@@ -155,6 +156,12 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     recipe, path = microbench.RECIPES[args.data], Path(args.out or f"runs/microbench-{args.data}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
+    with files.lock(path):
+        train_all(args, recipe, path)
+
+
+def train_all(args: argparse.Namespace, recipe: microbench.Recipe, path: Path) -> None:
+    """Train the cells that the table at `path` lacks."""
     done, data = microbench.opened(path, recipe), recipe.load(args.root)
     for seed, bits, k in itertools.product(args.seeds, args.bits, range(0, len(args.first), args.together)):
         first = args.first[k : k + args.together]
@@ -170,8 +177,7 @@ def main() -> None:
                 s = network.size()
                 result = TrainResult(test, validation, s["one_bit"], s["real"], s["bits"], (), seconds, network)
                 rows.append(microbench.row(cell, bits, seed, result, data.test.x[0]))
-        with open(path, "ab", buffering=0) as file:
-            file.write("".join(rows).encode())
+        microbench.append(path, "".join(rows))
 
 
 if __name__ == "__main__":

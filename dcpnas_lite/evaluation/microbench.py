@@ -286,7 +286,7 @@ def opened(path: Path, recipe: Recipe) -> set[tuple[int, int, int]]:
 
 def append(path: Path, rows: str) -> None:
     """Add whole rows to a file: all of them or, where that fails, none. OSError names the file."""
-    size = path.stat().st_size
+    size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "ab") as file:
             file.write(rows.encode())
