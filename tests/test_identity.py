@@ -209,3 +209,10 @@ def test_another_process_another_file_name(tmp_path):
         command = [sys.executable, "-c", SCRIPT.format(name=name)]
         told.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert told[0].count(" ") == 3 and len(set(told)) == 1
+
+
+def test_a_rule_that_was_used_is_the_same_rule():
+    """What `state_dict` saves is state; everything else is what the rule is."""
+    fresh, used = Learned(), Learned()
+    used.psi["parent/normal"] = torch.ones(3, 8)
+    assert identity(fresh) == identity(used) != identity(Learned(eta=0.2))
