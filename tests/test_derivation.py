@@ -141,6 +141,25 @@ def test_right_division(E, M):
         trace.right_division(normal(M, seed=2), normal(1, M, seed=3))
 
 
+def test_what_is_returned_may_be_changed_in_place():
+    """No result shares its memory with an argument, nor with itself."""
+    E, M = 3, 4
+    toy = LinearMixture.random(E, M, 0)
+    alpha, delta, dw, square = (normal(E, M, seed=s) for s in range(4))
+    factor = normal(M, E, seed=4)
+    calls = [
+        (trace.coupling, dw.sum(0), trace.response_slices(dw)), (trace.loss_factor, delta), (trace.response_slices, dw),
+        (trace.alpha_factor, alpha, factor), (trace.trace_tensor, alpha, factor, dw), (trace.trace_components, alpha, factor, dw),
+        (trace.psi_as_printed, factor, dw), (trace.psi_as_printed, factor[:1], dw), (trace.psi_as_derived, alpha, delta),
+        (trace.update, alpha, delta, square, 0.1), (toy.mixing, alpha), (toy.products, alpha, toy.w), (toy.factor, alpha, toy.w),
+    ]  # fmt: skip
+    for function, *arguments in calls:
+        before = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+        expected, result = function(*arguments).clone(), function(*arguments)
+        assert (result.add_(1) == expected + 1).all(), function
+        assert all(a is b or torch.equal(a, b) for a, b in zip(arguments, before, strict=True)), function
+
+
 def test_wrong_shapes_say_what_was_expected():
     E, M = 3, 4
     a, L, v = normal(E, M), normal(M, E), normal(M)

@@ -89,7 +89,7 @@ class LinearMixture(Toy):
         return cls(**_draw(E, M, E * M, (E, M) if per_edge else (M,), seed), softmax=softmax)
 
     def mixing(self, alpha: Float[Tensor, "E M"]) -> Float[Tensor, "E M"]:
-        return torch.softmax(alpha, 1) if self.softmax else alpha
+        return torch.softmax(alpha, 1) if self.softmax else alpha.clone()
 
     def products(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Float[Tensor, "E M"]:
         return self.mixing(alpha) * w
