@@ -25,7 +25,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """The slowest first, so that no worker is left with them at the end."""
-    slow = ("test_a_stranger", "test_cli.py", "test_distributed.py")
+    slow = ("test_a_stranger", ".ipynb", "test_cli.py", "test_distributed.py")
     items.sort(key=lambda item: not any(name in item.nodeid for name in slow))
 
 

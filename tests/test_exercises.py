@@ -103,10 +103,10 @@ def rules() -> dict[str, tuple[str, str, str]]:
     found = {}
     for path in PATHS:
         cells = nbformat.read(path, as_version=4).cells
-        for source in [c.source for c in cells if c.cell_type == "code"] + solutions(cells):
-            for node in ast.parse(source).body if "%" not in source[:1] else ():
+        imports, *code = [c.source for c in cells if c.cell_type == "code"][1:]  # the first cell has lines that are no Python
+        for source in [imports, *code, *solutions(cells)]:
+            for node in ast.parse(source).body:
                 if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args] == ["step"]:
-                    imports = [c.source for c in cells if c.cell_type == "code"][1]
                     text = ast.get_source_segment(source, node)
                     found[f"{path.stem[:2]}: {node.name} {len(found)}"] = (imports, text, node.name)
     return found

@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST_LINE = "# Installs dcpnas_lite where it is missing; otherwise does nothing."
+FIRST_LINE = "# Installs dcpnas_lite where it is missing"  # how the cell starts that `setup` writes
 COLAB = re.compile(r"^\[[^\]]*\]\(https://colab\.research\.google\.com/github/[^)]*\)$", re.MULTILINE)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -48,12 +48,16 @@ def colab_link(name: str, url: str) -> str:
 
 
 def first_cell(url: str) -> str:
-    """Source of the first code cell. It never installs torch or numpy: on Colab everything else is there already."""
+    """Source of the first code cell. It never installs torch or numpy: on Colab everything else is there already.
+
+    The figures are asked for by name, because a kernel that finds MPLBACKEND in its environment shows none.
+    """
     if "/OWNER/" in url:
         action = 'print("dcpnas_lite is missing. In its repository: pip install --no-deps .")'
     else:
         action = f"%pip install --quiet --no-deps git+{url}"
-    return f'{FIRST_LINE}\nimport importlib.util\n\nif importlib.util.find_spec("dcpnas_lite") is None:\n    {action}'
+    install = f'import importlib.util\n\nif importlib.util.find_spec("dcpnas_lite") is None:\n    {action}'
+    return f"{FIRST_LINE}, and shows figures in the page.\n{install}\n%matplotlib inline"
 
 
 def read(path: Path):
