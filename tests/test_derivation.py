@@ -142,13 +142,13 @@ def test_right_division(E, M):
 
 
 def test_what_is_returned_may_be_changed_in_place():
-    """No result shares its memory with an argument, nor with itself."""
+    """No result shares its memory with an argument, nor with itself; L̃, the transpose of δ, is a view of it."""
     E, M = 3, 4
     toy = LinearMixture.random(E, M, 0)
     alpha, delta, dw, square = (normal(E, M, seed=s) for s in range(4))
     factor = normal(M, E, seed=4)
     calls = [
-        (trace.coupling, dw.sum(0), trace.response_slices(dw)), (trace.loss_factor, delta), (trace.response_slices, dw),
+        (trace.coupling, dw.sum(0), trace.response_slices(dw)), (trace.response_slices, dw),
         (trace.alpha_factor, alpha, factor), (trace.trace_tensor, alpha, factor, dw), (trace.trace_components, alpha, factor, dw),
         (trace.psi_as_printed, factor, dw), (trace.psi_as_printed, factor[:1], dw), (trace.psi_as_derived, alpha, delta),
         (trace.update, alpha, delta, square, 0.1), (toy.mixing, alpha), (toy.products, alpha, toy.w), (toy.factor, alpha, toy.w),

@@ -41,7 +41,7 @@ def coupling(dL_dw: Float[Tensor, " K"], jacobian: Float[Tensor, "K E M"]) -> Fl
 def loss_factor(delta: Float[Tensor, "E M"]) -> Float[Tensor, "M E"]:
     """L̃ of 4.44 as derived, mixture reading: column e is g̃_e = ∂ℓ/∂z_e, so that ∂L/∂w = diag(L̃ α)."""
     _shapes(delta=(delta, "E M"))
-    return einsum("em->me", delta).clone()  # not another view of delta, which a caller may change
+    return einsum("em->me", delta)
 
 
 def right_division(dL_dw: Float[Tensor, " M"], alpha: Float[Tensor, "E M"]) -> Float[Tensor, "1 E"]:
