@@ -130,3 +130,14 @@ def test_make_says_in_one_line_which_python_is_missing(target, name):
 def test_make_help_names_every_target():
     (phony,) = re.findall(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert re.findall(r"^make ([\w-]+) ", make("help").stdout, re.MULTILINE) == phony.split()
+
+
+def test_what_torch_says_of_its_own_forward_mode_reaches_no_reader(tmp_path):
+    code = """
+import torch
+from dcpnas_lite.algorithm import tangent
+alpha = torch.zeros(3, 4, requires_grad=True)
+tangent.fisher_product(lambda alphas: alphas[0] @ torch.ones(4, 5), [alpha], [torch.ones(3, 4)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
