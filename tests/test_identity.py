@@ -151,13 +151,6 @@ def test_a_changed_line_of_the_derivation_is_another_rule(monkeypatch):
     assert identity(Learned()) != before
 
 
-def test_a_rule_that_learned_is_not_the_one_that_started():
-    rule = Learned()
-    before = identity(rule)
-    rule.psi["parent/normal"] = torch.ones(1)
-    assert identity(rule) != before
-
-
 def test_closures_defaults_partials_and_generators():
     def make(rate, shift=0):
         return lambda step, eta=shift: rate * step + eta
@@ -212,7 +205,18 @@ def test_another_process_another_file_name(tmp_path):
 
 
 def test_a_rule_that_was_used_is_the_same_rule():
-    """What `state_dict` saves is state; everything else is what the rule is."""
-    fresh, used = Learned(), Learned()
-    used.psi["parent/normal"] = torch.ones(3, 8)
-    assert identity(fresh) == identity(used) != identity(Learned(eta=0.2))
+    """What `state_dict` saves is state; everything else is what the rule is, and all is where nothing is saved."""
+    for rule, state in ((Learned(), "psi"), (Refreshed(), "correction")):
+        before = identity(rule)
+        getattr(rule, state)["parent/normal"] = torch.ones(3, 8)
+        assert identity(rule) == before
+        rule.eta = 0.2
+        assert identity(rule) != before
+
+    class Unsaved:
+        def __init__(self):
+            self.count = 0
+
+    used = Unsaved()
+    used.count += 1
+    assert identity(used) != identity(Unsaved())

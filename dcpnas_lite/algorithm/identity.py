@@ -29,18 +29,20 @@ def identity(rule: object) -> str:
     """A hex digest (SHA-256) of what `rule` computes: to be taken at the start of a search, before the rule has changed.
 
     It covers a function's bytecode, defaults, closure and the globals it names; a class's methods and attributes; what an
-    instance holds, but for the attributes that its `state_dict` names; tensors and arrays bit by bit; and all of that again for every function, class and object met on the way,
+    instance holds; tensors and arrays bit by bit; and all of that again for every function, class and object met on the way,
     also where it stands in a module of one's own. It is the same in another process, for another order of a set, and after a
-    change to comments, docstrings, line numbers, or the names of files. Python itself and installed packages count by name;
-    this package does not, since its lines are there to be changed. An object that cannot be taken apart (a lock, an open
-    file) counts by its type, a module imported inside a function by its name. Python's bytecode differs between its minor
-    versions, and so does the digest.
+    change to comments, docstrings, line numbers, or the names of files. Left out are attributes that the rule's own
+    `state_dict` names: they come with the checkpoint, and a rule that was used before is the same rule.
+
+    Python itself and installed packages count by name; this package does not, since its lines are there to be changed. An
+    object that cannot be taken apart (a lock, an open file) counts by its type, a module imported inside a function by its
+    name. Python's bytecode differs between its minor versions, and so does the digest.
     """
     digest = _Digest()
-    if hasattr(rule, "state_dict") and hasattr(rule, "__dict__"):  # its state is saved; a rule used before is the same rule
-        settings = {name: value for name, value in vars(rule).items() if name not in rule.state_dict()}
-        return digest.each("rule", type(rule), settings).hex()
-    return digest.of(rule).hex()
+    if isinstance(rule, type) or not all(hasattr(rule, name) for name in ("state_dict", "load_state_dict", "__dict__")):
+        return digest.of(rule).hex()
+    saved = rule.state_dict()
+    return digest.each("rule", type(rule), {name: value for name, value in vars(rule).items() if name not in saved}).hex()
 
 
 class _Digest:
