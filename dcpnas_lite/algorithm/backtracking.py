@@ -14,7 +14,8 @@ optimizer's step alone. A rule of one's own is any callable that keeps to this:
   consists of tensors, numbers, strings, booleans, None, and of dicts, lists and tuples of these; a checkpoint keeps it apart
   from all else. Without the two methods a rule starts anew where a search is resumed.
 - Its attributes are its own: the search reads none of them. Only the ψ̃ of a `Learned` enters the history.
-- A checkpoint knows its rule by `identity`, taken when the search starts, and is refused with any other.
+- A checkpoint knows its rule by `identity`, taken when the search starts, and is refused with any other. An attribute whose
+  name is a key of `state_dict` does not count there: it is saved, and may have changed.
 """
 
 from __future__ import annotations
