@@ -597,6 +597,18 @@ def test_a_checkpoint_knows_its_rule(data, tmp_path):
             search(data, config, other, checkpoint=path)
 
 
+def test_a_rule_with_state_is_copied_and_goes_on(data, uninterrupted, tmp_path):
+    rule, path = Learned(tau=3), tmp_path / "search.npz"
+    with pytest.raises(SearchStopped):
+        search(data, tiny(), rule, checkpoint=path, callback=lambda progress: progress.step == 5)
+    assert rule.psi == {}
+    assert same(search(data, tiny(), rule, checkpoint=path), uninterrupted["learned"])
+    warm = Learned(tau=3)
+    warm.psi["parent/normal"] = torch.ones(3, 5)
+    with pytest.raises(ValueError, match="expected a checkpoint of this rule"):
+        search(data, tiny(), warm, checkpoint=path)
+
+
 def test_two_searches_cannot_share_a_checkpoint(data, tmp_path):
     path, errors = tmp_path / "search.npz", []
 

@@ -12,10 +12,9 @@ optimizer's step alone. A rule of one's own is any callable that keeps to this:
   them, then and later.
 - A rule with state may offer `state_dict() -> dict` and `load_state_dict(state)`, so that a search can be resumed. The state
   consists of tensors, numbers, strings, booleans, None, and of dicts, lists and tuples of these; a checkpoint keeps it apart
-  from all else. Without the two methods a rule starts anew where a search is resumed.
+  from all else. A search uses a copy of such a rule. Without the two methods a rule starts anew where a search is resumed.
 - Its attributes are its own: the search reads none of them. Only the ψ̃ of a `Learned` enters the history.
-- A checkpoint knows its rule by `identity`, taken when the search starts, and is refused with any other. An attribute whose
-  name is a key of `state_dict` does not count there: it is saved, and may have changed.
+- A checkpoint knows its rule by `identity`, taken when the search starts, and is refused with any other.
 """
 
 from __future__ import annotations

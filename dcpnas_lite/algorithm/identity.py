@@ -31,18 +31,13 @@ def identity(rule: object) -> str:
     It covers a function's bytecode, defaults, closure and the globals it names; a class's methods and attributes; what an
     instance holds; tensors and arrays bit by bit; and all of that again for every function, class and object met on the way,
     also where it stands in a module of one's own. It is the same in another process, for another order of a set, and after a
-    change to comments, docstrings, line numbers, or the names of files. Left out are attributes that the rule's own
-    `state_dict` names: they come with the checkpoint, and a rule that was used before is the same rule.
+    change to comments, docstrings, line numbers, or the names of files.
 
     Python itself and installed packages count by name; this package does not, since its lines are there to be changed. An
     object that cannot be taken apart (a lock, an open file) counts by its type, a module imported inside a function by its
     name. Python's bytecode differs between its minor versions, and so does the digest.
     """
-    digest = _Digest()
-    if isinstance(rule, type) or not all(hasattr(rule, name) for name in ("state_dict", "load_state_dict", "__dict__")):
-        return digest.of(rule).hex()
-    saved = rule.state_dict()
-    return digest.each("rule", type(rule), {name: value for name, value in vars(rule).items() if name not in saved}).hex()
+    return _Digest().of(rule).hex()
 
 
 class _Digest:

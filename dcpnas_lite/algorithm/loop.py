@@ -14,6 +14,7 @@ The variants are configurations of this loop: see `METHODS`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -239,9 +240,10 @@ def search(
 ) -> SearchResult:
     """Run Algorithm 10 on `data`. The same seed on the same machine gives the identical result.
 
-    backtracking: any rule in place of the one `config` names (`backtracking` says what a rule is). callback: called after every
-    step; True stops the search. checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from;
-    no other search can use it meanwhile. It knows what made it: config, rule, precision and the data that a search sees.
+    backtracking: any rule in place of the one `config` names (the module `backtracking` says what a rule is); one with a
+    `state_dict` is copied, so that the caller's stays as it was. callback: called after every step; True stops the search.
+    checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from; no other search can use it
+    meanwhile. It knows what made it: config, rule, precision and the data that a search sees.
     precision: "float32", or "bfloat16" for the forward passes (see `network.precision`); α, losses and tangents stay float32.
 
     An interrupt (Ctrl-C, or a notebook's stop button) ends the search after the step in work. With a checkpoint it is saved and
@@ -339,7 +341,7 @@ class _Run:
         self.data, self.config, self.device, self.group = data, config, torch.device(device), group
         self.space = SPACES[config.space]
         self.phases = ("parent", "child") if config.networks == "both" else (config.networks,)
-        self.rule = config.rule() if rule is None else rule
+        self.rule = config.rule() if rule is None else copy.deepcopy(rule) if hasattr(rule, "state_dict") else rule
         self.identity = {
             "configuration": config.to_json(),
             "data": resume.fingerprint(data),
