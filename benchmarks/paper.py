@@ -58,7 +58,7 @@ def perturbed(run: Path) -> Genotype:
     path = run / "perturbation.json"
     if not path.exists():
         data, state = digits(), checkpoint.load(run / "checkpoint.npz")
-        config = loop.SearchConfig.from_json(state["config"])
+        config = loop.SearchConfig.from_json(state["identity"]["configuration"])
         child = Supernet(PAPER, config.channels, config.layers, len(data.classes), data.channels, binary=True)
         child.load_state_dict(state["networks"]["child"])
         files.write(path, perturbation(child, *data.validation[slice(loop.SELECTION_IMAGES)]).to_json() + "\n")
