@@ -137,7 +137,7 @@ def formats(folder: Path) -> list[Format]:
         Format("genotype.json", run / "genotype.json", lambda: command_line.finished(run, made_by)),
         Format("summary.json", run / "summary.json", lambda: command_line.read_summary(run)),
         Format("history.npz", run / "history.npz", lambda: Course.load(run)),
-        Format("config.json, shown", run / "config.json", lambda: Course.load(run), checksum=False),
+        Format("config.json, shown", run / "config.json", lambda: Course.load(run)),
         Format("genotype.json, shown", run / "genotype.json", lambda: Course.load(run), checksum=False),
         Format("genotype.json, alone", run / "genotype.json", lambda: command_line.read_genotype(run / "genotype.json"),
                checksum=False),

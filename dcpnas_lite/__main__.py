@@ -105,7 +105,7 @@ def read_run(folder: Path) -> dict:
     what = "the settings of a search"
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder}: expected the folder of a search, but it holds no config.json")
-    settings = files.read_json(folder / "config.json", what)
+    settings = files.unseal(folder / "config.json", what, sealed=False)
     if not isinstance(settings.get("search"), dict) or not isinstance(settings.get("data"), str):
         raise ValueError(f"{folder / 'config.json'}: expected {what}, got something else")
     return settings
@@ -207,7 +207,7 @@ def search_into(args: argparse.Namespace, device, source: Data, first: bool) -> 
 
     def remember(_=None) -> bool:
         if first and not (out / "config.json").exists():  # not before a step was possible
-            files.write(out / "config.json", json.dumps(made_by, indent=1) + "\n")
+            files.write(out / "config.json", files.seal(made_by))
         return bool(stop)
 
     with sigint(lambda *_: stop.append(True)):  # finish the step, save, then leave
