@@ -46,7 +46,8 @@ def ship(run: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "genotype.json"):
         files.write(target / name, (run / name).read_bytes())
-    history = files.arrays_from_bytes((run / "history.npz").read_bytes(), run / "history.npz", "the history of a search")
+    path, what = run / "history.npz", "the history of a search"
+    history = files.arrays_from_bytes(path.read_bytes(), path, what, sealed=False)
     for name, values in history.items():
         if not name.startswith("final/"):
             history[name] = values.astype(np.float16 if values.ndim > 1 else np.float32)

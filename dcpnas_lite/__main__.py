@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .data import Data
 
 RESULTS = ("config.json", "genotype.json", "history.npz", "summary.json", "cell.png")
+SETTINGS, SUMMARY = "the settings of a search", "the summary of a search"  # what config.json and summary.json are
 MOST_SEEDS = 10_000
 
 
@@ -102,12 +103,11 @@ def draw(figures: dict, folder: Path) -> list[str]:
 
 def read_run(folder: Path) -> dict:
     """The config.json of a search folder."""
-    what = "the settings of a search"
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder}: expected the folder of a search, but it holds no config.json")
-    settings = files.unseal(folder / "config.json", what, sealed=False)
+    settings = files.unseal(folder / "config.json", SETTINGS)
     if not isinstance(settings.get("search"), dict) or not isinstance(settings.get("data"), str):
-        raise ValueError(f"{folder / 'config.json'}: expected {what}, got something else")
+        raise ValueError(f"{folder / 'config.json'}: expected {SETTINGS}, got something else")
     return settings
 
 
@@ -207,7 +207,7 @@ def search_into(args: argparse.Namespace, device, source: Data, first: bool) -> 
 
     def remember(_=None) -> bool:
         if first and not (out / "config.json").exists():  # not before a step was possible
-            files.write(out / "config.json", files.seal(made_by))
+            files.write(out / "config.json", files.seal(made_by, SETTINGS))
         return bool(stop)
 
     with sigint(lambda *_: stop.append(True)):  # finish the step, save, then leave
@@ -223,7 +223,7 @@ def search_into(args: argparse.Namespace, device, source: Data, first: bool) -> 
             remember()
             last = {f"final/{t}": a.numpy() for t, a in result.alphas.items()}
             files.write(out / "history.npz", files.arrays_to_bytes(result.history | last, compress=True))
-            files.write(out / "summary.json", files.seal(summary(config.seed, result)))
+            files.write(out / "summary.json", files.seal(summary(config.seed, result), SUMMARY))
             files.write(out / "genotype.json", result.genotype.to_json() + "\n")  # last: the search is finished
             draw({"cell.png": partial(plots.cell, result.genotype)}, out)
             print_result(out)
@@ -376,11 +376,10 @@ def parse_seeds(text: str) -> list[int]:
 
 def read_summary(folder: Path) -> dict:
     """The summary.json of a finished search."""
-    what = "the summary of a search"
     try:
-        return files.unseal(folder / "summary.json", what)
+        return files.unseal(folder / "summary.json", SUMMARY)
     except FileNotFoundError:
-        raise ValueError(f"{folder}: expected {what}, but it holds no summary.json: "
+        raise ValueError(f"{folder}: expected {SUMMARY}, but it holds no summary.json: "
                          "delete its genotype.json, and the same command makes both again") from None  # fmt: skip
 
 

@@ -81,7 +81,7 @@ class Course:
         for name in ("config.json", "history.npz", "genotype.json"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: expected the folder of a finished search, but it holds no {name}")
-        settings = files.unseal(folder / "config.json", "the settings of a search", sealed=False)
+        settings = files.unseal(folder / "config.json", "the settings of a search")
         try:
             space = SPACES[settings["search"]["space"]]
         except (KeyError, TypeError):

@@ -83,22 +83,21 @@ def read_json(path: str | os.PathLike, what: str) -> dict:
     return value
 
 
-def seal(values: Mapping) -> str:
+def seal(values: Mapping, what: str) -> str:
     """JSON text of an object, its last entry the SHA-256 of the others, so that a changed byte is noticed."""
-    return json.dumps({**values, "sha256": _digest(values)}, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps({**values, "sha256": _digest(values, what)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def unseal(path: str | os.PathLike, what: str, sealed: bool = True) -> dict:
-    """Read a file of `seal`. ValueError where it is damaged or something else; not sealed: one without a checksum will do."""
+def unseal(path: str | os.PathLike, what: str) -> dict:
+    """Read a file of `seal`. ValueError where it is damaged or something else."""
     values = read_json(path, what)
-    checksum = values.pop("sha256", None)
-    if (sealed or checksum is not None) and checksum != _digest(values):
+    if values.pop("sha256", None) != _digest(values, what):
         raise ValueError(f"{path}: expected {what}, got a damaged one (its checksum is wrong): delete it and run again")
     return values
 
 
-def _digest(values: Mapping) -> str:
-    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()
+def _digest(values: Mapping, what: str) -> str:
+    return hashlib.sha256(json.dumps([what, dict(values)], sort_keys=True).encode()).hexdigest()
 
 
 def arrays_to_bytes(arrays: Mapping[str, np.ndarray], compress: bool = False) -> bytes:
@@ -154,8 +153,9 @@ def lock(path: str | os.PathLike) -> Iterator[None]:
             holder = file.read(200).strip() or "another process"
             file.close()
             raise BlockingIOError(f"{path}: in use by {holder}; wait for it, stop it, or choose another place")
-        if guard.exists() and os.path.samestat(os.fstat(file.fileno()), guard.stat()):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), guard.stat()):
+                break
         file.close()  # the last holder removed it between our two calls
     try:
         file.truncate(0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dcpnas_lite import files
-from dcpnas_lite.__main__ import guarded, main, parse_seeds, parser, settings
+from dcpnas_lite.__main__ import guarded, main, parse_seeds, parser, read_summary, settings
 from dcpnas_lite.algorithm.loop import SearchConfig
 from dcpnas_lite.network.genotype import Genotype
 
@@ -243,7 +243,7 @@ def test_seeds_are_searched_in_folders_and_collected_in_a_table(searched, tmp_pa
     assert {p.name for p in (tmp_path / "seed-0").iterdir()} == written <= {p.name for p in single.iterdir()}
     first = table(tmp_path)
     for row in first:
-        summary = files.unseal(tmp_path / f"seed-{row['seed']}" / "summary.json", "summary")
+        summary = read_summary(tmp_path / f"seed-{row['seed']}")
         assert row == {name: str(value) for name, value in summary.items()}
         assert sum(line.startswith(f"seed {row['seed']}: {row['cell']}") for line in done.stdout.splitlines()) == 1
     assert [row["seed"] for row in first] == ["0", "2"] and len(done.stdout.splitlines()) == 2

@@ -140,8 +140,10 @@ def test_arrays_without_a_checksum_are_read_where_that_is_allowed(tmp_path):
 
 def test_sealed_json(tmp_path):
     path = tmp_path / "a.json"
-    files.write(path, files.seal({"α": 1.5, "b": [None, "x"]}))
+    files.write(path, files.seal({"α": 1.5, "b": [None, "x"]}, "a thing"))
     assert files.unseal(path, "a thing") == {"α": 1.5, "b": [None, "x"]}
+    with pytest.raises(ValueError, match="got a damaged one"):
+        files.unseal(path, "another thing")
     path.write_text(path.read_text(encoding="utf8").replace("1.5", "2.5"), encoding="utf8")
     with pytest.raises(ValueError, match="got a damaged one"):
         files.unseal(path, "a thing")

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import dcpnas_lite
-from dcpnas_lite import plots
-from dcpnas_lite.__main__ import main
+from dcpnas_lite import files, plots
+from dcpnas_lite.__main__ import SETTINGS, main
 from dcpnas_lite.course import Course, entropy, kept_edges, shares, skip_edges, skip_share
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize, random_cell
@@ -132,7 +132,7 @@ def write_run(folder, space, networks=(0, 0, 1, 1), psi=True, seed=0):
     folder.mkdir(exist_ok=True)
     np.savez_compressed(folder / "history.npz", **history, **{f"final/{t}": a for t, a in finals.items()})
     settings = {"data": "digits", "root": None, "search": {"space": space.name, "seed": 3, "layers": 2, "rounds": 7}}
-    (folder / "config.json").write_text(json.dumps(settings))
+    files.write(folder / "config.json", files.seal(settings, SETTINGS))
     (folder / "genotype.json").write_text(genotype.to_json())
     return history, genotype
 
