@@ -26,12 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dcpnas_lite import files, jobs
-from dcpnas_lite.algorithm.backtracking import Learned, Refreshed
-from dcpnas_lite.algorithm.coupling import cosine
-from dcpnas_lite.algorithm.loop import SearchConfig, search
+from dcpnas_lite import files
 from dcpnas_lite.data import digits
+from dcpnas_lite.engine import jobs
+from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.engine.search import search
 from dcpnas_lite.evaluation.microbench import append
+from dcpnas_lite.method.backtracking import Learned, Refreshed
+from dcpnas_lite.method.coupling import cosine
 
 RULES = {
     "printed": lambda: Learned(),

@@ -45,10 +45,10 @@ import torch
 
 from dcpnas_lite import __main__ as command_line
 from dcpnas_lite import data
-from dcpnas_lite.algorithm import checkpoint
-from dcpnas_lite.course import Course
+from dcpnas_lite.engine import checkpoint
 from dcpnas_lite.evaluation import microbench
 from dcpnas_lite.evaluation.training import TrainConfig
+from dcpnas_lite.report.history import Course
 
 SEARCH = ["rounds=1", "steps=2", "warmup=0", "channels=2", "layers=1", "batch=8"]
 MEMORY = 1 << 27  # bytes that reading one of the small files may take; a bomb has 1 << 28

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcpnas_lite.algorithm import checkpoint
+from dcpnas_lite.engine import checkpoint
 
 
 def same(first: Path, second: Path) -> bool:

@@ -28,11 +28,13 @@ from torch.func import functional_call
 
 import dcpnas_lite
 from dcpnas_lite import files
-from dcpnas_lite.algorithm import backtracking, loop
-from dcpnas_lite.algorithm.distributed import Group
-from dcpnas_lite.algorithm.objectives import kl_gain, nas_loss, network_reconstruction
-from dcpnas_lite.algorithm.tangent import tangent_gradient
 from dcpnas_lite.data import Data, digits
+from dcpnas_lite.engine import search as loop
+from dcpnas_lite.engine.config import DEFAULTS, SPACES, SearchConfig
+from dcpnas_lite.engine.distributed import Group
+from dcpnas_lite.method import backtracking
+from dcpnas_lite.method.objectives import kl_gain, nas_loss, network_reconstruction
+from dcpnas_lite.method.tangent import tangent_gradient
 from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.supernet import MICRO, Supernet, constant
 
@@ -62,7 +64,7 @@ class Iteration:
     """A search of the given configuration, held at one step of its Child phase."""
 
     def __init__(self, data: Data | None = None, **changes):
-        config = loop.SearchConfig(warmup=0, **changes)
+        config = SearchConfig(warmup=0, **changes)
         self.run = loop._Run(data or digits(), config, None, "cpu", "float32", Group())
         self.train, self.validation = self.run.batch("train", 0, 0), self.run.batch("validation", 0, 1)
         self.parent, self.child = self.run.networks["parent"], self.run.networks["child"]
@@ -156,7 +158,7 @@ def noise() -> Data:
 
 def cost(repeats: int) -> list[list]:
     """The rows of method-cost.csv, on the space of the source with the default search on the digits."""
-    paper = {"space": "paper"} | loop.DEFAULTS["paper"]
+    paper = {"space": "paper"} | DEFAULTS["paper"]
     it = Iteration(**paper)
     binary = [m.weight for m in it.child.modules() if isinstance(m, BinaryConv2d)]
     step = it.run.config.weight_lr
@@ -219,7 +221,7 @@ def growth(repeats: int) -> list[list]:
             changes = {"layers": 3}
             if what == "edges":
                 nodes = GROWTH[what].index(value) + 1
-                loop.SPACES["grown"] = dataclasses.replace(MICRO, nodes=nodes)
+                SPACES["grown"] = dataclasses.replace(MICRO, nodes=nodes)
                 changes |= {"space": "grown"}
             else:
                 changes |= {what: value}

@@ -43,13 +43,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tables_gpu import widen
 
 from dcpnas_lite import files
-from dcpnas_lite import jobs as pool
-from dcpnas_lite.algorithm import backtracking as rules
-from dcpnas_lite.algorithm import loop
-from dcpnas_lite.algorithm.loop import TANGENT_BATCHES, SearchConfig
-from dcpnas_lite.algorithm.tangent import distance_slope
 from dcpnas_lite.data import batches
+from dcpnas_lite.engine import jobs as pool
+from dcpnas_lite.engine import search as loop
+from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.engine.search import TANGENT_BATCHES
 from dcpnas_lite.evaluation import microbench
+from dcpnas_lite.method import backtracking as rules
+from dcpnas_lite.method.tangent import distance_slope
 from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.genotype import discretize
 from dcpnas_lite.network.operations import CONVOLUTIONS, Operation

@@ -27,12 +27,14 @@ import numpy as np
 import torch
 
 from dcpnas_lite import __main__ as command_line
-from dcpnas_lite import files, jobs
-from dcpnas_lite.algorithm import checkpoint, loop
-from dcpnas_lite.algorithm.selection import perturbation
+from dcpnas_lite import files
 from dcpnas_lite.data import digits
+from dcpnas_lite.engine import checkpoint, jobs
+from dcpnas_lite.engine import search as loop
+from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.evaluation import microbench
 from dcpnas_lite.evaluation.training import TrainConfig, train
+from dcpnas_lite.method.selection import perturbation
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype, random_cell
 from dcpnas_lite.network.supernet import PAPER, Supernet
 
@@ -59,7 +61,7 @@ def perturbed(run: Path) -> Genotype:
     path = run / "perturbation.json"
     if not path.exists():
         data, state = digits(), checkpoint.load(run / "checkpoint.npz")
-        config = loop.SearchConfig.from_json(state["identity"]["configuration"])
+        config = SearchConfig.from_json(state["identity"]["configuration"])
         child = Supernet(PAPER, config.channels, config.layers, len(data.classes), data.channels, binary=True)
         child.load_state_dict(state["networks"]["child"])
         files.write(path, perturbation(child, *data.validation[slice(loop.SELECTION_IMAGES)]).to_json() + "\n")

@@ -24,7 +24,7 @@ from method import table, timed  # beside this script
 from torch import Tensor, nn
 
 import dcpnas_lite
-from dcpnas_lite.algorithm.objectives import nas_loss
+from dcpnas_lite.method.objectives import nas_loss
 from dcpnas_lite.network.binarize import BinaryConv2d, Sign, SignedLayer
 from dcpnas_lite.network.operations import Dilated
 from dcpnas_lite.network.supernet import PAPER, MixedCell, Supernet, constant

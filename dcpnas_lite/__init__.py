@@ -13,23 +13,22 @@ _ROOMS = {
     "Genotype": "network.genotype",
     "PUBLISHED": "network.genotype",
     "DiscreteNetwork": "network.discrete",
-    "SearchConfig": "algorithm.loop",
-    "search": "algorithm.loop",
+    "SearchConfig": "engine.config",
+    "search": "engine.search",
     "TrainConfig": "evaluation.training",
     "train": "evaluation.training",
     "MicroBench": "evaluation.microbench",
-    "equations": "equations",
-    "lab": "lab",
-    "plots": "plots",
 }
-__all__ = list(_ROOMS)
+_MODULES = {"equations": "checks.equations", "lab": "checks.lab", "plots": "report.plots"}
+__all__ = [*_ROOMS, *_MODULES]
 
 
 def __getattr__(name: str):
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'dcpnas_lite' has no attribute {name!r}")
-    module = import_module(f".{_ROOMS[name]}", __name__)
-    return module if name == _ROOMS[name] else getattr(module, name)
+    if name in _MODULES:
+        return import_module(f".{_MODULES[name]}", __name__)
+    if name in _ROOMS:
+        return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    raise AttributeError(f"module 'dcpnas_lite' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

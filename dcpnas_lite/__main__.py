@@ -30,7 +30,7 @@ MOST_SEEDS = 10_000
 
 
 def parser() -> argparse.ArgumentParser:
-    from .algorithm.loop import METHODS, SPACES, SearchConfig
+    from .engine.config import METHODS, SPACES, SearchConfig
     from .evaluation import microbench
 
     top = argparse.ArgumentParser(prog="python -m dcpnas_lite", description="Search, train and look at 1-bit cells.")
@@ -126,7 +126,7 @@ def read_genotype(path: Path):
 
 def settings(args: argparse.Namespace, images: str):
     """(SearchConfig, content of config.json) of a search command; `images` is the data's fingerprint."""
-    from .algorithm.loop import SearchConfig
+    from .engine.config import SearchConfig
 
     config = SearchConfig.defaults(args.space, args.data, args.method, **{"seed": args.seed} | parse_changes(args.changes))
     every = {"data": args.data, "root": args.root, "images": images, "precision": args.precision}
@@ -191,10 +191,10 @@ def run_one(args: argparse.Namespace, device, first: bool) -> int:
 
 def search_into(args: argparse.Namespace, device, source: Data, first: bool) -> int:
     """`run_one` in its folder, which no other search writes to."""
-    from . import plots
-    from .algorithm.distributed import Group
-    from .algorithm.loop import SearchStopped, search
-    from .algorithm.resume import fingerprint
+    from .engine.distributed import Group
+    from .engine.resume import fingerprint
+    from .engine.search import SearchStopped, search
+    from .report import plots
 
     out: Path = args.out
     config, made_by = settings(args, fingerprint(source))
@@ -250,7 +250,7 @@ def cell_text(genotype) -> str:
 def run_seeds(args: argparse.Namespace) -> int:
     """One search per seed, each in a process of its own; SIGINT and SIGKILL end them all, and the same command goes on."""
     from . import data
-    from .algorithm.resume import fingerprint
+    from .engine.resume import fingerprint
 
     if args.workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {args.workers}")
@@ -401,7 +401,7 @@ def write_table(out: Path) -> None:
 
 def parse_changes(pairs: list[str]) -> dict:
     """NAME=VALUE pairs as typed values of SearchConfig's fields."""
-    from .algorithm.loop import SearchConfig
+    from .engine.config import SearchConfig
 
     kinds, changes = {f.name: type(f.default) for f in dataclasses.fields(SearchConfig)}, {}
     for pair in pairs:
@@ -469,8 +469,8 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_show(args: argparse.Namespace) -> None:
-    from . import plots
-    from .course import Course
+    from .report import plots
+    from .report.history import Course
 
     course = Course.load(args.run)
     history, space, genotype = course.history, course.space, course.genotype
@@ -489,7 +489,7 @@ def run_show(args: argparse.Namespace) -> None:
 
 
 def run_equations(args: argparse.Namespace) -> None:
-    from . import equations
+    from .checks import equations
 
     print(equations.report())
 

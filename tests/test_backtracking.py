@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcpnas_lite.algorithm.backtracking import (
+from dcpnas_lite.method.backtracking import (
     ArchitectureStep,
     Learned,
     Refreshed,

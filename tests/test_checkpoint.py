@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dcpnas_lite import files
-from dcpnas_lite.algorithm import checkpoint
+from dcpnas_lite.engine import checkpoint
 
 
 def test_round_trip(tmp_path):

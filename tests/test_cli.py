@@ -15,7 +15,7 @@ import pytest
 
 from dcpnas_lite import files
 from dcpnas_lite.__main__ import guarded, main, parse_seeds, parser, read_summary, settings
-from dcpnas_lite.algorithm.loop import SearchConfig
+from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.network.genotype import Genotype
 
 TINY = ["--quiet", *(f"--set={s}" for s in ("rounds=1", "steps=2", "warmup=0", "channels=2", "layers=1", "batch=8"))]

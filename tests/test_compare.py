@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dcpnas_lite import lab
-from dcpnas_lite.algorithm.backtracking import Learned, Refreshed, no_backtracking
-from dcpnas_lite.algorithm.loop import SearchConfig
+from dcpnas_lite.checks import lab
 from dcpnas_lite.data import digits
+from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.method.backtracking import Learned, Refreshed, no_backtracking
 
 TINY = SearchConfig(channels=2, layers=1, batch=8, rounds=1, steps=2, warmup=0, measure_every=1)
 

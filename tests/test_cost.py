@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from dcpnas_lite.algorithm import loop
-from dcpnas_lite.algorithm.coupling import one_step_coupling
-from dcpnas_lite.algorithm.distributed import Group
-from dcpnas_lite.algorithm.loop import SearchConfig, search
-from dcpnas_lite.algorithm.objectives import nas_loss
 from dcpnas_lite.data import digits
+from dcpnas_lite.engine import search as loop
+from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.engine.distributed import Group
+from dcpnas_lite.engine.search import search
+from dcpnas_lite.method.coupling import one_step_coupling
+from dcpnas_lite.method.objectives import nas_loss
 from dcpnas_lite.network.supernet import MICRO, Supernet, constant
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from dcpnas_lite.algorithm.coupling import cosine, one_step_coupling
-from dcpnas_lite.algorithm.objectives import nas_loss
 from dcpnas_lite.derivation import trace
 from dcpnas_lite.derivation.responses import Unrolled
+from dcpnas_lite.method.coupling import cosine, one_step_coupling
+from dcpnas_lite.method.objectives import nas_loss
 
 XI = 0.3
 

@@ -15,14 +15,15 @@ import time
 import numpy as np
 import pytest
 
-from dcpnas_lite.algorithm import checkpoint
+from dcpnas_lite.engine import checkpoint
 
 WORKER = """
 import dataclasses, datetime, json, sys
 from pathlib import Path
 import numpy as np, torch
 import torch.distributed as dist
-from dcpnas_lite.algorithm import loop
+from dcpnas_lite.engine import search as loop
+from dcpnas_lite.engine.config import SPACES, SearchConfig
 from dcpnas_lite.data import Split, digits
 from dcpnas_lite.network import operations, supernet
 
@@ -34,14 +35,14 @@ if size > 1:
 torch.set_default_dtype(torch.float64)
 operations.norm = supernet.norm = lambda channels, affine: torch.nn.Identity()
 names = ("none", "skip_connect", "max_pool_3x3", "dil_conv_3x3", "sep_conv_3x3")
-loop.SPACES["small"] = supernet.Space("small", 1, 2, ("normal",), names)
+SPACES["small"] = supernet.Space("small", 1, 2, ("normal",), names)
 whole = digits(size=8)
 splits = {name: Split(getattr(whole, name).x[:n].double(), getattr(whole, name).y[:n])
           for name, n in (("train", 28), ("validation", 20), ("test", 4))}
 data = dataclasses.replace(whole, **splits)
 
 for name, job in jobs.items():
-    config = loop.SearchConfig(space="small", channels=4, layers=1, warmup=0, tau=3, **dict(rounds=2, batch=8) | job["config"])
+    config = SearchConfig(space="small", channels=4, layers=1, warmup=0, tau=3, **dict(rounds=2, batch=8) | job["config"])
     seen = []
 
     class Watched(loop._Run):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcpnas_lite import equations
+from dcpnas_lite.checks import equations
 
 BOOK = Path(__file__).parents[1] / "book"
 NUMBERS = [f"4.{n}" for n in range(20, 54)]

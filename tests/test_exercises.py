@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dcpnas_lite as dcp
-from dcpnas_lite import lab
+from dcpnas_lite.checks import lab
 
 PATHS = sorted((Path(__file__).parents[1] / "book").glob("[01][0-9]-*.ipynb"))
 CALL = re.compile(r'lab\.check\("([^"]+)", (\w+)\)')

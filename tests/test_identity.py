@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from dcpnas_lite.algorithm import backtracking
-from dcpnas_lite.algorithm.backtracking import Learned, Refreshed, no_backtracking
-from dcpnas_lite.algorithm.identity import identity
+from dcpnas_lite.engine.identity import identity
+from dcpnas_lite.method import backtracking
+from dcpnas_lite.method.backtracking import Learned, Refreshed, no_backtracking
 
 RULE = '''
 import torch
@@ -183,8 +183,8 @@ def test_a_rule_may_hold_itself_or_what_cannot_be_taken_apart():
 
 SCRIPT = """
 import {name} as mine
-from dcpnas_lite.algorithm.backtracking import Learned
-from dcpnas_lite.algorithm.identity import identity
+from dcpnas_lite.method.backtracking import Learned
+from dcpnas_lite.engine.identity import identity
 print(*[identity(r) for r in (mine.rule, mine.Rule(0.2, a={{"x", "y", "z"}}), Learned(), lambda s: mine.rule(s))])
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dcpnas_lite import jobs
+from dcpnas_lite.engine import jobs
 
 _started: list = []
 

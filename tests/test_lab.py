@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dcpnas_lite import equations, lab
+from dcpnas_lite.checks import equations, lab
 from dcpnas_lite.derivation import trace
 
 EVERY_MUTANT = [(name, mutant) for name in lab.EXERCISES for mutant in lab.mutants(name)]

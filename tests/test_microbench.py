@@ -69,7 +69,7 @@ NO_CELLS = [
 ]
 
 
-@pytest.mark.parametrize("cell", NO_CELLS, ids=repr)
+@pytest.mark.parametrize("cell", NO_CELLS, ids=range(len(NO_CELLS)))
 def test_no_cell_is_refused(cell):
     with pytest.raises(ValueError, match="^cell: expected .*, got .*$"):
         mb.index(cell)
@@ -504,8 +504,9 @@ def test_a_wide_network_is_its_members(binary):
 def test_a_wide_search_is_its_members(changes, monkeypatch):
     import methods
 
-    from dcpnas_lite.algorithm.loop import SearchConfig, search
     from dcpnas_lite.data import digits
+    from dcpnas_lite.engine.config import SearchConfig
+    from dcpnas_lite.engine.search import search
 
     monkeypatch.setattr(torch, "multinomial", lambda p, n, generator=None: p.argmax(-1, keepdim=True))
     data = digits(size=8)
@@ -533,8 +534,8 @@ def test_only_searches_of_one_shape_run_side_by_side():
 def test_a_wide_selection_is_its_members(tmp_path):
     import methods
 
-    from dcpnas_lite.algorithm.loop import search
     from dcpnas_lite.data import digits
+    from dcpnas_lite.engine.search import search
 
     data = digits(size=8)
     changes = {"channels": 2, "layers": 1, "rounds": 1, "steps": 2, "batch": 16, "selection": "perturbation"}
@@ -553,9 +554,10 @@ def test_a_wide_selection_is_its_members(tmp_path):
 def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
     import methods
 
-    from dcpnas_lite.algorithm import loop
-    from dcpnas_lite.algorithm.loop import SearchConfig, search
     from dcpnas_lite.data import digits
+    from dcpnas_lite.engine import search as loop
+    from dcpnas_lite.engine.config import SearchConfig
+    from dcpnas_lite.engine.search import search
 
     data, changes = digits(size=8), {"channels": 2, "layers": 1, "rounds": 2, "steps": 1, "batch": 16, "lam": 30.0}
     monkeypatch.setattr(methods, "_worker", {"data": data})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dcpnas_lite.algorithm.objectives import (
+from dcpnas_lite.method.objectives import (
     binary_pairs,
     cp_nas_loss,
     dcp_nas_loss,

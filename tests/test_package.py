@@ -135,7 +135,7 @@ def test_make_help_names_every_target():
 def test_what_torch_says_of_its_own_forward_mode_reaches_no_reader(tmp_path):
     code = """
 import torch
-from dcpnas_lite.algorithm import tangent
+from dcpnas_lite.method import tangent
 alpha = torch.zeros(3, 4, requires_grad=True)
 tangent.fisher_product(lambda alphas: alphas[0] @ torch.ones(4, 5), [alpha], [torch.ones(3, 4)])
 """

@@ -13,10 +13,10 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch
 
-from dcpnas_lite import plots
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype
 from dcpnas_lite.network.operations import OPERATIONS
 from dcpnas_lite.network.supernet import MICRO, PAPER, Space
+from dcpnas_lite.report import plots
 
 
 def texts(axis) -> list[str]:

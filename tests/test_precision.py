@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from dcpnas_lite.algorithm.loop import SearchConfig, SearchStopped, search
-from dcpnas_lite.algorithm.objectives import nas_loss
 from dcpnas_lite.data import Data, Split, digits
+from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.engine.search import SearchStopped, search
 from dcpnas_lite.evaluation.training import TrainConfig, train
+from dcpnas_lite.method.objectives import nas_loss
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import Genotype
 from dcpnas_lite.network.supernet import MICRO, Supernet

@@ -18,10 +18,12 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from dcpnas_lite.algorithm import checkpoint, loop, resume
-from dcpnas_lite.algorithm.backtracking import SHAPES, Learned, no_backtracking
-from dcpnas_lite.algorithm.loop import METHODS, SearchConfig, SearchStopped, search
 from dcpnas_lite.data import Data, Split, batches, digits
+from dcpnas_lite.engine import checkpoint, resume
+from dcpnas_lite.engine import search as loop
+from dcpnas_lite.engine.config import METHODS, SPACES, SearchConfig
+from dcpnas_lite.engine.search import SearchStopped, search
+from dcpnas_lite.method.backtracking import SHAPES, Learned, no_backtracking
 from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.genotype import discretize
 from dcpnas_lite.network.supernet import MICRO, Space, Supernet
@@ -34,8 +36,8 @@ PAIR = Space("pair", 2, 1, ("normal", "reduce"), ("none", "skip_connect", "sep_c
 @pytest.fixture(autouse=True)
 def small_spaces(monkeypatch):
     torch.set_num_threads(1)
-    monkeypatch.setitem(loop.SPACES, "small", SMALL)
-    monkeypatch.setitem(loop.SPACES, "pair", PAIR)
+    monkeypatch.setitem(SPACES, "small", SMALL)
+    monkeypatch.setitem(SPACES, "pair", PAIR)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +67,7 @@ def same(first, second) -> bool:
 
 def plain_algorithm_10(data: Data, config: SearchConfig) -> tuple[list[dict], dict]:
     """Algorithm 10 written out: one loop, plain autograd (D is differentiated as it stands), no state but local names."""
-    space = loop.SPACES[config.space]
+    space = SPACES[config.space]
     torch.manual_seed(config.seed)
     parent = Supernet(space, config.channels, config.layers, 10, 1, binary=False)
     child = Supernet(space, config.channels, config.layers, 10, 1, binary=True)
@@ -421,7 +423,7 @@ RESUMED = dict(
 @pytest.fixture(scope="session")
 def uninterrupted(data) -> dict:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(loop.SPACES, "small", SMALL)
+        patch.setitem(SPACES, "small", SMALL)
         return {name: search(data, tiny(**changes)) for name, changes in RESUMED.items()}
 
 
@@ -460,7 +462,8 @@ def test_an_exception_leaves_the_last_regular_checkpoint(data, uninterrupted, tm
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from dcpnas_lite.algorithm import checkpoint, loop
+from dcpnas_lite.engine import checkpoint, search as loop
+from dcpnas_lite.engine.config import SPACES, SearchConfig
 from dcpnas_lite.data import Data, Split
 from dcpnas_lite.network.supernet import Space
 
@@ -468,9 +471,9 @@ torch.set_num_threads(1)
 at, writing = int(sys.argv[1]), sys.argv[2] == "writing"
 state = torch.load("data.pt", weights_only=True)
 data = Data("tiny", *(Split(*state[name]) for name in ("train", "validation", "test")), tuple("0123456789"), (0.0,), (1.0,))
-loop.SPACES["small"] = Space("small", 1, 2, ("normal",), tuple(state["operations"]))
+SPACES["small"] = Space("small", 1, 2, ("normal",), tuple(state["operations"]))
 # the space has to be known by name before the configuration is read
-config = loop.SearchConfig.from_json(Path("config.json").read_text())
+config = SearchConfig.from_json(Path("config.json").read_text())
 saves, replace = [], os.replace
 
 def replace_or_die(part, path):

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcpnas_lite.algorithm import loop
-from dcpnas_lite.algorithm.loop import SearchConfig, search
-from dcpnas_lite.algorithm.selection import perturbation
 from dcpnas_lite.data import Split, digits
+from dcpnas_lite.engine import search as loop
+from dcpnas_lite.engine.config import SPACES, SearchConfig
+from dcpnas_lite.engine.search import search
+from dcpnas_lite.method.selection import perturbation
 from dcpnas_lite.network.genotype import Genotype
 from dcpnas_lite.network.supernet import Space, Supernet
 
@@ -79,7 +80,7 @@ def test_the_cell_is_the_one_written_out(space, binary):
 
 
 def test_a_search_reads_its_cell_by_perturbation(monkeypatch, tmp_path):
-    monkeypatch.setitem(loop.SPACES, "chain", CHAIN)
+    monkeypatch.setitem(SPACES, "chain", CHAIN)
     whole = digits(size=8)
     train, validation = (Split(s.x[:n], s.y[:n]) for s, n in ((whole.train, 24), (whole.validation, 20)))
     data = dataclasses.replace(whole, train=train, validation=validation)

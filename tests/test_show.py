@@ -14,13 +14,14 @@ import pytest
 import torch
 
 import dcpnas_lite
-from dcpnas_lite import files, plots
+from dcpnas_lite import files
 from dcpnas_lite.__main__ import SETTINGS, main
-from dcpnas_lite.course import Course, entropy, kept_edges, shares, skip_edges, skip_share
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize, random_cell
 from dcpnas_lite.network.operations import OPERATIONS
 from dcpnas_lite.network.supernet import MICRO, PAPER, Space
+from dcpnas_lite.report import plots
+from dcpnas_lite.report.history import Course, entropy, kept_edges, shares, skip_edges, skip_share
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

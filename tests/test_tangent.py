@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from dcpnas_lite.algorithm.loop import SearchConfig, search
-from dcpnas_lite.algorithm.objectives import kl_gain
-from dcpnas_lite.algorithm.tangent import (
+from dcpnas_lite.data import digits
+from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.engine.search import search
+from dcpnas_lite.method.objectives import kl_gain
+from dcpnas_lite.method.tangent import (
     distance,
     distance_slope,
     fisher_product,
@@ -23,7 +25,6 @@ from dcpnas_lite.algorithm.tangent import (
     tangent_direction,
     tangent_gradient,
 )
-from dcpnas_lite.data import digits
 
 KINDS = ("F", "L1", "cosine")
 SHAPES = [(3, 4), (2, 5)]  # (E, M) of two cell types

@@ -31,8 +31,9 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import data as datasets
-from .. import files, jobs
+from .. import files
 from ..data import Data
+from ..engine import jobs
 from ..network.binarize import BinaryConv2d
 from ..network.genotype import Genotype
 from ..network.supernet import MICRO

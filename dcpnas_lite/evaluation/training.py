@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..algorithm.objectives import nas_loss
 from ..data import Data, Split, batches, integer
+from ..method.objectives import nas_loss
 from ..network.discrete import DiscreteNetwork
 from ..network.genotype import Genotype
 from ..network.seeded import initialised_by

@@ -18,13 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 
-from .course import SKIP, entropy, kept_edges, shares, skip_edges, skip_share
+from .history import SKIP, entropy, kept_edges, shares, skip_edges, skip_share
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from .network.genotype import Genotype
-    from .network.supernet import Space
+    from ..network.genotype import Genotype
+    from ..network.supernet import Space
 
 COLOURS = {
     "none": "#999999",

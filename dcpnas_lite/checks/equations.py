@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, einsum
 
-from .algorithm import backtracking, objectives, tangent
-from .derivation import responses, toys, trace
-from .network import binarize, supernet
+from ..derivation import responses, toys, trace
+from ..method import backtracking, objectives, tangent
+from ..network import binarize, supernet
 
 KINDS = ("definition", "identity", "surrogate", "heuristic")
 VERDICTS = ("holds", "corrected", "under an assumption", "reconstructed")
@@ -234,8 +234,8 @@ class _Classifier:
 
 # ---- the objective of the search (chapters 1, 3 and 9) -------------------------------------------------------------
 
-_NETWORK, _OBJECTIVES = "dcpnas_lite.network.", "dcpnas_lite.algorithm.objectives."
-_TANGENT, _BACKTRACKING = "dcpnas_lite.algorithm.tangent.", "dcpnas_lite.algorithm.backtracking."
+_NETWORK, _OBJECTIVES = "dcpnas_lite.network.", "dcpnas_lite.method.objectives."
+_TANGENT, _BACKTRACKING = "dcpnas_lite.method.tangent.", "dcpnas_lite.method.backtracking."
 _TRACE, _RESPONSES = "dcpnas_lite.derivation.trace.", "dcpnas_lite.derivation.responses."
 
 

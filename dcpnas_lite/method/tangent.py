@@ -22,7 +22,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from .distributed import ALONE, Group
+from ..engine.distributed import ALONE, Group
 from .objectives import nas_loss
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import files
-from .algorithm.loop import SPACES, SearchConfig
-from .network.genotype import Genotype, discretize
-from .network.supernet import Space
+from .. import files
+from ..engine.config import SPACES, SearchConfig
+from ..network.genotype import Genotype, discretize
+from ..network.supernet import Space
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

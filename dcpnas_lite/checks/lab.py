@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, einsum
 
-from .algorithm import backtracking, objectives, tangent
-from .compare import compare as compare
-from .derivation import responses, trace
-from .network import binarize
+from ..derivation import responses, trace
+from ..method import backtracking, objectives, tangent
+from ..network import binarize
+from ..report.compare import compare as compare
 
 #: Sizes of the three random problems: no two letters agree, and E and M change places.
 SIZES = (

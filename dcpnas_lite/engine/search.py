@@ -15,11 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
-import json
 import math
-import numbers
-import operator
 import os
 import signal
 import threading
@@ -38,164 +34,26 @@ from tqdm import tqdm
 from .. import files
 from ..data import Data, batches
 from ..derivation import trace
+from ..method import backtracking as rules
+from ..method.coupling import cosine, one_step_coupling
+from ..method.objectives import cp_nas_loss, kl_gain, nas_loss, network_reconstruction
+from ..method.selection import perturbation
+from ..method.tangent import distance_slope, fisher_product, hessian_product, tangent_direction, tangent_gradient
 from ..network.genotype import Genotype, discretize
 from ..network.seeded import initialised_by
-from ..network.supernet import MICRO, PAPER, Supernet, constant
-from . import backtracking as rules
+from ..network.supernet import Supernet, constant
 from . import checkpoint as checkpoints
 from . import resume
-from .coupling import cosine, one_step_coupling
+from .config import SPACES, SearchConfig
 from .distributed import Group
-from .objectives import cp_nas_loss, kl_gain, nas_loss, network_reconstruction
-from .selection import perturbation
-from .tangent import distance_slope, fisher_product, hessian_product, tangent_direction, tangent_gradient
+from .identity import identity
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-SPACES = {"micro": MICRO, "paper": PAPER}
 SELECTION_IMAGES = 512  # validation images that a selection by perturbation looks at
 TANGENT_BATCHES = 4  # validation batches whose mean is the Parent's tangent direction of a phase
 TEACHER_STEPS = 4  # steps of a Child phase whose soft targets are computed at once
-
-#: What a space changes in the default configuration, for every data set or for one (more images want more steps).
-DEFAULTS = {
-    "micro": {},
-    "paper": {"layers": 3, "rounds": 5, "steps": 16, "tangent_every": 2},
-    ("paper", "fashion_mnist"): {"steps": 32},
-    ("paper", "cifar10"): {"steps": 48},
-}
-
-#: What each method changes in the default configuration.
-METHODS = {
-    "dcp-nas": {},
-    "cp-nas": {"lam": 0.0, "backtracking": "none"},
-    "bnas": {"networks": "child", "lam": 0.0, "backtracking": "none"},
-    "darts": {"networks": "parent", "lam": 0.0, "mu": 0.0, "backtracking": "none"},
-}
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Everything that determines a search, besides the data. A wrong value raises ValueError naming the field.
-
-    networks: "both"; "parent" searches the real-valued supernet alone, "child" the 1-bit one alone on the labels.
-    rounds, steps: rounds of the loop and steps a phase. batch: images a step. warmup: first rounds without α steps.
-    lam, mu: λ of the tangent distance and μ of the reconstruction error (Eq. 4.32).
-    distance: "F", "L1" or "cosine" (Eq. 4.31). curvature: what stands for H_G in Eq. 4.33, see `tangent`.
-    tangent_every: D enters every that many steps of a Child phase, with as many times λ: the lazy regularization of Karras et
-    al. (*Analyzing and improving the image quality of StyleGAN*, CVPR 2020).
-    backtracking: "learned" (4.50-4.53), "refreshed" (exact one-step coupling every `refresh` steps) or "none".
-    selection: how the cell is read off in the end, by the "strength" of α or by "perturbation", see `selection`.
-    psi_shape, absolute, eta, eta_psi, tau: of `Learned`; eta also of `Refreshed`.
-    weight_lr, alpha_lr: Adam's learning rates; weight_lr falls to 0 by a cosine over the search.
-    parent_share: where both networks search, the Parent's learning rate of α as a share of alpha_lr, which is the Child's.
-    alpha_decay: Adam's L2 penalty on α.
-    measure_every: every that many α steps the exact one-step coupling and the trust in the Gauss–Newton substitute are
-    recorded; 0 never.
-    """
-
-    space: str = "micro"
-    seed: int = 0
-    networks: str = "both"
-    channels: int = 8
-    layers: int = 2
-    rounds: int = 3
-    steps: int = 12
-    warmup: int = 1
-    batch: int = 32
-    weight_lr: float = 0.01
-    alpha_lr: float = 0.02
-    parent_share: float = 1.0
-    alpha_decay: float = 1e-3
-    lam: float = 1.0
-    mu: float = 1e-4
-    distance: str = "F"
-    curvature: str = "sampled"
-    tangent_every: int = 1
-    backtracking: str = "learned"
-    psi_shape: str = "full"
-    absolute: bool = True
-    eta: float = 0.1
-    eta_psi: float = 1.0
-    tau: int = 4
-    refresh: int = 5
-    selection: str = "strength"
-    measure_every: int = 0
-
-    def __post_init__(self):
-        choices = dict(
-            space=tuple(SPACES),
-            networks=("both", "parent", "child"),
-            distance=("F", "L1", "cosine"),
-            curvature=("hessian", "gauss_newton", "sampled", "rank_one"),
-            backtracking=("learned", "refreshed", "none"),
-            psi_shape=rules.SHAPES,
-            selection=("strength", "perturbation"),
-        )
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name in choices:
-                if value not in choices[name]:
-                    raise ValueError(f"{name}: expected one of {', '.join(choices[name])}, got {value!r}")
-            elif isinstance(field.default, bool):
-                if type(value) is not bool:
-                    raise ValueError(f"{name}: expected True or False, got {value!r}")
-            elif isinstance(field.default, int):
-                least = 0 if name in ("seed", "warmup", "tau", "measure_every") else 1
-                if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-                    raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-                object.__setattr__(self, name, operator.index(value))
-            else:
-                if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
-                    raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
-                object.__setattr__(self, name, float(value))
-        if self.seed >= 2**31:
-            raise ValueError(f"seed: expected at most 2**31 - 1 = {2**31 - 1}, got {self.seed}")
-        if self.layers < 2 and "reduce" in SPACES[self.space].cell_types:
-            raise ValueError(f"layers: expected at least 2 for a space with reduction cells, got {self.layers!r}")
-
-    @classmethod
-    def method(cls, name: str, **changes) -> SearchConfig:
-        """The configuration of a method of `METHODS`, with further changes."""
-        if name not in METHODS:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
-        return cls(**(METHODS[name] | changes))
-
-    @classmethod
-    def defaults(cls, space: str, data: str = "digits", method: str = "dcp-nas", **changes) -> SearchConfig:
-        """What the command line searches by: the configuration of a method in a space on a data set, with further changes.
-
-        See `DEFAULTS`; a data set without an entry there gets that of the space.
-        """
-        return cls.method(method, **{"space": space} | DEFAULTS.get(space, {}) | DEFAULTS.get((space, data), {}) | changes)
-
-    def rule(self) -> rules.Rule:
-        """The backtracking rule this configuration names."""
-        if self.backtracking == "learned":
-            return rules.Learned(self.psi_shape, self.absolute, self.eta, self.eta_psi, tau=self.tau)
-        if self.backtracking == "refreshed":
-            return rules.Refreshed(self.refresh, self.eta)
-        return rules.no_backtracking
-
-    def to_json(self) -> str:
-        """JSON text with one line a field."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> SearchConfig:
-        """Read the text of `to_json`; ValueError for any other, or for a field that does not exist."""
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"config: expected JSON, got text that is not ({error})") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"config: expected a JSON object, got {type(values).__name__}")
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise ValueError(f"config: expected fields of SearchConfig, got {', '.join(sorted(unknown))}")
-        return cls(**values)
-
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -346,7 +204,7 @@ class _Run:
             "configuration": config.to_json(),
             "data": resume.fingerprint(data),
             "precision": precision,
-            "rule": rules.identity(self.rule),
+            "rule": identity(self.rule),
         }
         self.done, self.total = 0, config.rounds * len(self.phases) * config.steps
         self.history: list[dict] = []

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .algorithm.backtracking import Rule
-from .algorithm.loop import SearchConfig, SearchResult, search
-from .data import Data, digits
-from .network.genotype import Genotype
+from ..data import Data, digits
+from ..engine.config import SearchConfig
+from ..engine.search import SearchResult, search
+from ..method.backtracking import Rule
+from ..network.genotype import Genotype
 from .plots import CHILD, PARENT, Figure, _figure, _plain, plain_style
 
 #: Two rounds on a MICRO supernet of 4 channels: some ten seconds a search on one core.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..data import Data
-from .backtracking import SHAPES, Learned, Refreshed
+from ..method.backtracking import SHAPES, Learned, Refreshed
 
 if TYPE_CHECKING:
-    from .loop import _Run
+    from .search import _Run
 
 
 def fingerprint(data: Data) -> str:

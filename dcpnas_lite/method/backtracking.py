@@ -20,9 +20,6 @@ optimizer's step alone. A rule of one's own is any callable that keeps to this:
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +31,7 @@ from ..derivation import trace
 from ..network.binarize import BinaryConv2d
 from ..network.operations import CONVOLUTIONS
 from ..network.supernet import Supernet
-from .identity import identity as identity
+from ..validate import integer, number
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -165,8 +162,8 @@ class Learned:
             raise ValueError(f"shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
         if type(absolute) is not bool:
             raise ValueError(f"absolute: expected True or False, got {absolute!r}")
-        self.shape, self.absolute, self.tau = shape, absolute, _integer("tau", tau, 0)
-        self.eta, self.eta_psi, self.start = _finite("eta", eta), _finite("eta_psi", eta_psi), _finite("psi", psi)
+        self.shape, self.absolute, self.tau = shape, absolute, integer("tau", tau, 0)
+        self.eta, self.eta_psi, self.start = number("eta", eta), number("eta_psi", eta_psi), number("psi", psi)
         self.psi: dict[str, Tensor] = {}  # by "network/cell type"
         self.last: dict[str, Tensor] = {}  # α^t ⊛ 1_{chosen}: what ψ̃ multiplied in the last step
         self.result: dict[str, Tensor] = {}  # α̃^{t+1} of the last step
@@ -208,7 +205,7 @@ class Refreshed:
     """
 
     def __init__(self, every: int = 5, eta: float = 0.1):
-        self.every, self.eta = _integer("every", every, 1), _finite("eta", eta)
+        self.every, self.eta = integer("every", every, 1), number("eta", eta)
         self.correction: dict[str, Tensor] = {}
 
     def __call__(self, step: ArchitectureStep) -> Float[Tensor, "E M"]:
@@ -228,15 +225,3 @@ class Refreshed:
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in tensors.items()}
-
-
-def _integer(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    return operator.index(value)
-
-
-def _finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)

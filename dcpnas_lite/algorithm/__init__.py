@@ -1,1 +1,0 @@
-"""The room of the method: objectives, tangent propagation, backtracking, and the search loop (Algorithm 10)."""

@@ -1,0 +1,1 @@
+"""The room of the machine: configuration, the fast and resumable search, checkpoints, processes."""

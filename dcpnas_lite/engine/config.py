@@ -1,0 +1,174 @@
+"""Everything that determines a search besides the data.
+
+`SearchConfig` is put together from the classes above it, one for each part of the method. All their fields are keywords of
+`SearchConfig`, and names of `--set` on the command line. Where the source's line and the corrected one differ in a search, a
+field chooses between "printed" and "derived".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from ..method import backtracking as rules
+from ..network.supernet import MICRO, PAPER
+from ..validate import Count, Whole, validate
+
+SPACES = {"micro": MICRO, "paper": PAPER}
+
+#: What a space changes in the default configuration, for every data set or for one (more images want more steps).
+DEFAULTS = {
+    "micro": {},
+    "paper": {"layers": 3, "rounds": 5, "steps": 16, "tangent_every": 2},
+    ("paper", "fashion_mnist"): {"steps": 32},
+    ("paper", "cifar10"): {"steps": 48},
+}
+
+#: What each method changes in the default configuration.
+METHODS = {
+    "dcp-nas": {},
+    "cp-nas": {"lam": 0.0, "backtracking": "none"},
+    "bnas": {"networks": "child", "lam": 0.0, "backtracking": "none"},
+    "darts": {"networks": "parent", "lam": 0.0, "mu": 0.0, "backtracking": "none"},
+}
+
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Which supernets are searched and how large they are.
+
+    networks: "both"; "parent" searches the real-valued supernet alone, "child" the 1-bit one alone on the labels.
+    """
+
+    networks: Literal["both", "parent", "child"] = "both"
+    channels: Whole = 8
+    layers: Whole = 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps and learning rates.
+
+    rounds, steps: rounds of the loop and steps a phase. batch: images a step. warmup: first rounds without α steps.
+    weight_lr, alpha_lr: Adam's learning rates; weight_lr falls to 0 by a cosine over the search.
+    parent_share: where both networks search, the Parent's learning rate of α as a share of alpha_lr, which is the Child's.
+    alpha_decay: Adam's L2 penalty on α.
+    """
+
+    rounds: Whole = 3
+    steps: Whole = 12
+    warmup: Count = 1
+    batch: Whole = 32
+    weight_lr: float = 0.01
+    alpha_lr: float = 0.02
+    parent_share: float = 1.0
+    alpha_decay: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Objective:
+    """L_DCP-NAS = −G + λ D + μ L_R (Eq. 4.32) and how D is differentiated.
+
+    lam, mu: λ of the tangent distance and μ of the reconstruction error. distance: D (Eq. 4.31).
+    curvature: what stands for H_G in Eq. 4.33, see `method.tangent`.
+    tangent_every: D enters every that many steps of a Child phase, with as many times λ: the lazy regularization of Karras et
+    al. (*Analyzing and improving the image quality of StyleGAN*, CVPR 2020).
+    """
+
+    lam: float = 1.0
+    mu: float = 1e-4
+    distance: Literal["F", "L1", "cosine"] = "F"
+    curvature: Literal["hessian", "gauss_newton", "sampled", "rank_one"] = "sampled"
+    tangent_every: Whole = 1
+
+
+@dataclass(frozen=True)
+class Backtracking:
+    """The rule that corrects the step of α.
+
+    backtracking: "learned" (4.50-4.53), "refreshed" (exact one-step coupling every `refresh` steps) or "none".
+    psi_shape, absolute, eta, eta_psi, tau: of `Learned`; eta also of `Refreshed`.
+    """
+
+    backtracking: Literal["learned", "refreshed", "none"] = "learned"
+    psi_shape: Literal["scalar", "operation", "edge", "full"] = "full"
+    absolute: bool = True
+    eta: float = 0.1
+    eta_psi: float = 1.0
+    tau: Count = 4
+    refresh: Whole = 5
+
+    def rule(self) -> rules.Rule:
+        """The backtracking rule that these fields name."""
+        if self.backtracking == "learned":
+            return rules.Learned(self.psi_shape, self.absolute, self.eta, self.eta_psi, tau=self.tau)
+        if self.backtracking == "refreshed":
+            return rules.Refreshed(self.refresh, self.eta)
+        return rules.no_backtracking
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the cell is read off in the end: by the "strength" of α or by "perturbation", see `method.selection`."""
+
+    selection: Literal["strength", "perturbation"] = "strength"
+
+
+@dataclass(frozen=True)
+class SearchConfig(Reading, Backtracking, Objective, Schedule, Networks):
+    """Everything that determines a search, besides the data. A wrong value raises ValueError naming the field.
+
+    The fields are those of `Networks`, `Schedule`, `Objective`, `Backtracking` and `Reading`, and besides
+    space: a name of `SPACES`. seed: of the initial weights, of α and of the order of the data, below 2³¹.
+    measure_every: every that many α steps the exact one-step coupling and the trust in the Gauss–Newton substitute are
+    recorded; 0 never.
+    """
+
+    space: str = "micro"
+    seed: Count = 0
+    measure_every: Count = 0
+
+    def __post_init__(self):
+        validate(self)
+        if self.space not in SPACES:
+            raise ValueError(f"space: expected one of {', '.join(SPACES)}, got {self.space!r}")
+        if self.seed >= 2**31:
+            raise ValueError(f"seed: expected at most 2**31 - 1 = {2**31 - 1}, got {self.seed}")
+        if self.layers < 2 and "reduce" in SPACES[self.space].cell_types:
+            raise ValueError(f"layers: expected at least 2 for a space with reduction cells, got {self.layers!r}")
+
+    @classmethod
+    def method(cls, name: str, **changes) -> SearchConfig:
+        """The configuration of a method of `METHODS`, with further changes."""
+        if name not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+        return cls(**(METHODS[name] | changes))
+
+    @classmethod
+    def defaults(cls, space: str, data: str = "digits", method: str = "dcp-nas", **changes) -> SearchConfig:
+        """What the command line searches by: the configuration of a method in a space on a data set, with further changes.
+
+        See `DEFAULTS`; a data set without an entry there gets that of the space.
+        """
+        return cls.method(method, **{"space": space} | DEFAULTS.get(space, {}) | DEFAULTS.get((space, data), {}) | changes)
+
+    def to_json(self) -> str:
+        """JSON text with one line a field."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchConfig:
+        """Read the text of `to_json`; ValueError for any other, or for a field that does not exist."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"config: expected JSON, got text that is not ({error})") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"config: expected a JSON object, got {type(values).__name__}")
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"config: expected fields of SearchConfig, got {', '.join(sorted(unknown))}")
+        return cls(**values)

@@ -1,0 +1,47 @@
+"""One validator for all settings: what a field may be is said by its type."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import operator
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+Whole = Annotated[int, 1]  # an integer of at least 1
+Count = Annotated[int, 0]  # an integer of at least 0
+
+
+def integer(name: str, value, least: int) -> int:
+    """`value` as a Python integer, NumPy's and torch's included; ValueError where it is none or smaller than `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return operator.index(value)
+
+
+def number(name: str, value, least: float = -math.inf) -> float:
+    """`value` as a finite Python number; ValueError where it is none or smaller than `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < least:
+        bound = "" if least == -math.inf else f" of at least {least:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
+    return float(value)
+
+
+def validate(config) -> None:
+    """Check every field of a frozen dataclass by its type, and store it as that type. ValueError names the field.
+
+    Literal: one of these. bool. Annotated[int, n]: an integer of at least n. float: a finite number of at least 0.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        name, kind, value = field.name, hints[field.name], getattr(config, field.name)
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}, got {value!r}")
+        elif kind is bool:
+            if type(value) is not bool:
+                raise ValueError(f"{name}: expected True or False, got {value!r}")
+        elif get_origin(kind) is Annotated:
+            object.__setattr__(config, name, integer(name, value, kind.__metadata__[0]))
+        elif kind is float:
+            object.__setattr__(config, name, number(name, value, 0.0))
