@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import operator
 import os
 import tarfile
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import files
+from .validate import integer
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
@@ -56,17 +56,6 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 LARGEST = 1e15  # of a number in an image: sums of squares stay finite in float32
-
-
-def integer(name: str, value: object, least: int, most: int | None = None) -> int:
-    """`value`, an integer of any type, as an int. ValueError for anything else, or if it is not in `least` … `most`."""
-    try:
-        if not isinstance(value, bool) and least <= (number := operator.index(value)) and (most is None or number <= most):
-            return number
-    except TypeError:
-        pass
-    raise ValueError(f"{name}: expected an integer {f'of at least {least}' if most is None else f'from {least} to {most}'}, "
-                     f"got {value!r}")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,15 @@ Whole = Annotated[int, 1]  # an integer of at least 1
 Count = Annotated[int, 0]  # an integer of at least 0
 
 
-def integer(name: str, value, least: int) -> int:
-    """`value` as a Python integer, NumPy's and torch's included; ValueError where it is none or smaller than `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    return operator.index(value)
+def integer(name: str, value: object, least: int, most: int | None = None) -> int:
+    """`value`, an integer of any type, as an int. ValueError for anything else, or if it is not in `least` … `most`."""
+    try:
+        if not isinstance(value, bool) and least <= (number := operator.index(value)) and (most is None or number <= most):
+            return number
+    except TypeError:
+        pass
+    raise ValueError(f"{name}: expected an integer {f'of at least {least}' if most is None else f'from {least} to {most}'}, "
+                     f"got {value!r}")  # fmt: skip
 
 
 def number(name: str, value, least: float = -math.inf) -> float:
@@ -30,7 +34,7 @@ def number(name: str, value, least: float = -math.inf) -> float:
 def validate(config) -> None:
     """Check every field of a frozen dataclass by its type, and store it as that type. ValueError names the field.
 
-    Literal: one of these. bool. Annotated[int, n]: an integer of at least n. float: a finite number of at least 0.
+    Literal: one of these. bool. Annotated[int, n] or [int, n, m]: an integer from n (to m). float: a finite number from 0 on.
     """
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
@@ -42,6 +46,6 @@ def validate(config) -> None:
             if type(value) is not bool:
                 raise ValueError(f"{name}: expected True or False, got {value!r}")
         elif get_origin(kind) is Annotated:
-            object.__setattr__(config, name, integer(name, value, kind.__metadata__[0]))
+            object.__setattr__(config, name, integer(name, value, *kind.__metadata__))
         elif kind is float:
             object.__setattr__(config, name, number(name, value, 0.0))

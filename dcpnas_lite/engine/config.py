@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..method import backtracking as rules
 from ..network.supernet import MICRO, PAPER
@@ -128,15 +128,13 @@ class SearchConfig(Reading, Backtracking, Objective, Schedule, Networks):
     """
 
     space: str = "micro"
-    seed: Count = 0
+    seed: Annotated[int, 0, 2**31 - 1] = 0
     measure_every: Count = 0
 
     def __post_init__(self):
         validate(self)
         if self.space not in SPACES:
             raise ValueError(f"space: expected one of {', '.join(SPACES)}, got {self.space!r}")
-        if self.seed >= 2**31:
-            raise ValueError(f"seed: expected at most 2**31 - 1 = {2**31 - 1}, got {self.seed}")
         if self.layers < 2 and "reduce" in SPACES[self.space].cell_types:
             raise ValueError(f"layers: expected at least 2 for a space with reduction cells, got {self.layers!r}")
 

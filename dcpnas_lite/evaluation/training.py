@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..data import Data, Split, batches, integer
+from ..data import Data, Split, batches
 from ..method.objectives import nas_loss
 from ..network.discrete import DiscreteNetwork
 from ..network.genotype import Genotype
 from ..network.seeded import initialised_by
+from ..validate import integer
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

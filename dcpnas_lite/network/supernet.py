@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..data import integer
+from ..validate import integer
 from .binarize import SignedLayer, prepare
 from .operations import OPERATIONS, FactorizedReduce, Operation, convolution, norm, operation
 from .precision import MixedPrecision
