@@ -216,8 +216,9 @@ def test_other_bits_are_refused(data, bits):
 
 @pytest.mark.parametrize("changes, message", [
     (dict(lr=0), "lr: expected a positive finite number, got 0"),
-    (dict(lr=math.nan), "lr: expected a positive finite number, got nan"),
-    (dict(lr="0.1"), "lr: expected a positive finite number, got '0.1'"),
+    (dict(lr=-0.1), "lr: expected a finite number of at least 0, got -0.1"),
+    (dict(lr=math.nan), "lr: expected a finite number of at least 0, got nan"),
+    (dict(lr="0.1"), "lr: expected a finite number of at least 0, got '0.1'"),
     (dict(epochs=0), "epochs: expected an integer of at least 1, got 0"),
     (dict(batch=2.0), "batch: expected an integer of at least 1, got 2.0"),
     (dict(channels=True), "channels: expected an integer of at least 1, got True"),

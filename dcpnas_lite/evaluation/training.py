@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import nn
@@ -17,7 +15,7 @@ from ..method.objectives import nas_loss
 from ..network.discrete import DiscreteNetwork
 from ..network.genotype import Genotype
 from ..network.seeded import initialised_by
-from ..validate import integer
+from ..validate import Whole, integer, validate
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -34,22 +32,17 @@ class TrainConfig:
     below 2**32.
     """
 
-    channels: int = 16
-    layers: int = 3
-    epochs: int = 30
-    batch: int = 32
+    channels: Whole = 16
+    layers: Whole = 3
+    epochs: Whole = 30
+    batch: Whole = 32
     lr: float = 0.01
-    seed: int = 0
+    seed: Annotated[int, 0, 2**32 - 1] = 0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name == "lr":
-                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                    raise ValueError(f"lr: expected a positive finite number, got {value!r}")
-            else:
-                value = integer(name, value, 0, 2**32 - 1) if name == "seed" else integer(name, value, 1)
-                object.__setattr__(self, name, value)
+        validate(self)
+        if self.lr == 0:
+            raise ValueError("lr: expected a positive finite number, got 0")
 
 
 @dataclass(frozen=True)
