@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import pkgutil
 import re
@@ -14,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcpnas_lite.checks import equations
+from dcpnas_lite.checks import equations, lab
+from dcpnas_lite.derivation import trace
 
 BOOK = Path(__file__).parents[1] / "book"
 NUMBERS = [f"4.{n}" for n in range(20, 54)]
@@ -25,14 +25,14 @@ def test_the_table_is_closed():
     assert [equations.get(number).number for number in NUMBERS] == NUMBERS
     with pytest.raises(KeyError, match="expected a number from 4.20 to 4.53, got '4.54'"):
         equations.get("4.54")
-    assert sorted(itertools.chain(*(n.split() for n in equations.CHAPTERS.values()))) == NUMBERS
+    assert sorted(row.number for chapter in equations.CHAPTERS for row in chapter.rows) == NUMBERS
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_entry(number):
     e = equations.get(number)
     assert e.kind in equations.KINDS and e.verdict in equations.VERDICTS
-    assert e.title and e.printed and e.run.__doc__
+    assert e.title and e.printed and e.run.__doc__ and e.run.__name__ == "check_" + number.replace(".", "_")
     assert bool(e.reason) == (e.verdict in ("corrected", "under an assumption"))
     assert e.derived or e.verdict != "corrected"
     assert "\\tag" not in e.printed + e.derived  # a number is tagged once, in its chapter
@@ -145,8 +145,26 @@ def test_generated_pages():
     assert "\\tag" not in errata and "fails" not in re.sub("where the assumption fails|[Ii]t fails", "", errata)
 
 
-@pytest.mark.parametrize("chapter", equations.CHAPTERS)
-def test_every_number_is_tagged_in_its_chapter(chapter):
-    notebook = BOOK / f"{chapter}.ipynb"
-    for number in equations.CHAPTERS[chapter].split():
-        assert notebook.read_text().count(f"\\\\tag{{{number}}}") == 1, f"{notebook.name}: \\tag{{{number}}}"
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_number_is_tagged_in_its_chapter(number):
+    page = (BOOK / f"{equations.get(number).chapter}.ipynb").read_text()
+    assert page.count(f"\\\\tag{{{number}}}") == 1
+
+
+@pytest.mark.parametrize("chapter", equations.CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_row_check_exercises_and_mutants_stand_together(chapter):
+    numbers = [row.number for row in chapter.rows]
+    assert numbers == sorted(numbers) and all(row.chapter == chapter.stem for row in chapter.rows)
+    assert {name.split()[0] for name in chapter.exercises} <= set(numbers)
+    assert len({row.run.__module__ for row in chapter.rows}) == 1
+    assert all(lab.EXERCISES[name] is exercise for name, exercise in chapter.exercises.items())
+
+
+def test_a_changed_line_reaches_check_and_exercise(monkeypatch):
+    right = trace.update
+    assert lab.check("4.50 update", right) and equations.get("4.50").check().passed
+    monkeypatch.setattr(trace, "update", lambda alpha_next, alpha, psi, eta: right(alpha_next, alpha.abs(), -psi, eta))
+    assert not equations.get("4.50").check().passed
+    assert lab.check("4.50 update", trace.update)
+    with pytest.raises(lab.CheckFailed, match="^4.50 update: wrong value"):
+        lab.check("4.50 update", right)

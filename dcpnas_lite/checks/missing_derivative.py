@@ -1,0 +1,91 @@
+"""Chapter 4: the step with the coupling, and the derivative ∂w/∂α in it (4.43)."""
+
+from __future__ import annotations
+
+import torch
+from torch import einsum
+
+from ..derivation import responses, toys, trace
+from .problems import deviation, symmetric
+from .table import Chapter
+
+chapter = Chapter("04-missing-derivative")
+
+
+@chapter.row(
+    "4.43",
+    "Gradient step with the coupling",
+    "definition",
+    "reconstructed",
+    r"\tilde\alpha^{t+1} = \alpha^t - \eta_1 \Bigl( \frac{\partial L}{\partial \alpha^t} + \eta_2 \operatorname{Tr}\Bigl[ "
+    r"\Bigl(\frac{\partial L}{\partial w^t}\Bigr)^{T} \frac{\partial w^t}{\partial \alpha^t} \Bigr] \Bigr)",
+    functions=(
+        trace.coupling,
+        responses.Explicit,
+        responses.Unrolled,
+        responses.Implicit,
+    ),
+)
+def check_4_43():
+    """Direct part plus coupling is the total derivative dL/dα by autograd through w(α), for three responses."""
+    errors = []
+    for random in (toys.LinearMixture.random, toys.Bilinear.random):
+        toy = random(3, 4, 0)
+        for respond in (
+            responses.Explicit(toy.phi),
+            responses.Unrolled(toy.loss, 0.1),
+            responses.Implicit(toy.regularized),
+        ):
+            w, jacobian = respond(toy.alpha, toy.w)
+            alpha = toy.alpha.clone().requires_grad_()
+            (total,) = torch.autograd.grad(toy.loss(alpha, respond.weights(alpha, toy.w)), alpha)
+            C = trace.coupling(toy.dL_dw(toy.alpha, w), jacobian)
+            errors.append(deviation(toy.dL_dalpha(toy.alpha, w) + C, total))
+    return max(errors)
+
+
+chapter.exercise(
+    "4.43",
+    "dL_dw (M), jacobian (M, E, M) -> (E, M)",
+    "coupling C[e, m] = Σ_k ∂L/∂w_k ∂w_k/∂α[e, m], with jacobian[k, e, m] = ∂w_k/∂α[e, m]",
+    lambda *a: trace.coupling(*a),
+    {
+        "transposed": lambda g, J: trace.coupling(g, J).T,
+        "sum over m, not k": lambda g, J: einsum("m,kem->ek", g, J),
+        "only k = m": lambda g, J: einsum("m,mem->em", g, J),
+        "∂L/∂w missing": lambda g, J: J.sum(0),
+        "∂L/∂w outside the sum": lambda g, J: g * J.sum(0),
+        "summed over the edges": lambda g, J: trace.coupling(g, J).sum(0).expand(J.shape[1:]),
+    },
+)
+
+chapter.exercise(
+    "4.43 step",
+    "alpha (E, M), dL_dalpha (E, M), coupling (E, M), eta1, eta2 -> (E, M)",
+    "the step α − η₁ (∂L/∂α + η₂ C)",
+    lambda a, d, C, n1, n2: a - n1 * (d + n2 * C),
+    {
+        "coupling missing": lambda a, d, C, n1, n2: a - n1 * d,
+        "direct part missing": lambda a, d, C, n1, n2: a - n1 * n2 * C,
+        "coupling's sign": lambda a, d, C, n1, n2: a - n1 * (d - n2 * C),
+        "η₁ on the direct part only": lambda a, d, C, n1, n2: a - n1 * d - n2 * C,
+        "η₂ missing": lambda a, d, C, n1, n2: a - n1 * (d + C),
+        "η₁ and η₂ exchanged": lambda a, d, C, n1, n2: a - n2 * (d + n1 * C),
+        "ascent": lambda a, d, C, n1, n2: a + n1 * (d + n2 * C),
+    },
+)
+
+chapter.exercise(
+    "4.43 implicit",
+    "hessian (M, M), mixed (M, E, M) -> (M, E, M)",
+    "∂w*/∂α = −(∂²L/∂w²)⁻¹ ∂²L/∂w∂α, mixed[k, e, m] = ∂²L/∂w_k∂α[e, m]",
+    lambda H, B: -einsum("kj,jem->kem", torch.linalg.inv(H), B),
+    {
+        "Hessian not inverted": lambda H, B: -einsum("kj,jem->kem", H, B),
+        "diagonal only": lambda H, B: -B / torch.diag(H)[:, None, None],
+        "inverse on the last axis": lambda H, B: -einsum("mj,kej->kem", torch.linalg.inv(H), B),
+        "Hessian missing": lambda H, B: -B,
+        "inverse element by element": lambda H, B: -einsum("kj,jem->kem", 1 / H, B),
+    },
+    symmetric,
+)

@@ -1,0 +1,345 @@
+"""Chapter 9: the tangent direction, the distance and its curvature (4.29–4.31, 4.33, 4.36–4.41)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, einsum
+
+from ..method import objectives, tangent
+from .problems import along, deviation, distributions, normal, symmetric
+from .table import Chapter
+
+chapter = Chapter("09-tangent")
+
+
+class _Classifier:
+    """A small smooth p(X; α): 5 inputs, 3 classes, α (2, 3); derivatives of functions of p by autograd."""
+
+    def __init__(self):
+        self.inputs, self.out = normal(5, 4, 6, seed=1), normal(4, 3, seed=2)
+        self.alpha = normal(2, 3, seed=3)
+
+    def logits(self, alpha: Tensor) -> Tensor:
+        return torch.tanh(self.inputs @ alpha.flatten()) @ self.out
+
+    def p(self, alpha: Tensor) -> Tensor:
+        return self.logits(alpha).softmax(1)
+
+    def first(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradient (5, 3, 6) of a function of p in the flattened α."""
+        return torch.autograd.functional.jacobian(lambda a: function(self.p(a.view(2, 3))), self.alpha.flatten())
+
+    def second(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Hessian (5, 3, 6, 6) of a function of p in the flattened α."""
+
+        def of(a: Tensor, s: int, n: int) -> Tensor:
+            return function(self.p(a.view(2, 3)))[s, n]
+
+        rows = [
+            torch.autograd.functional.hessian(lambda a, s=s, n=n: of(a, s, n), self.alpha.flatten())
+            for s, n in itertools.product(range(5), range(3))
+        ]
+        return torch.stack(rows).view(5, 3, 6, 6)
+
+    def fisher(self) -> Tensor:
+        """(6, 6), built from tangent.fisher_product column by column."""
+        columns = []
+        for unit in torch.eye(6, dtype=torch.float64):
+            alpha = self.alpha.clone().requires_grad_()
+            (column,) = tangent.fisher_product(lambda alphas: self.logits(alphas[0]), [alpha], [unit.view(2, 3)])
+            columns.append(column.flatten())
+        return torch.stack(columns, 1)
+
+
+def _loss_gradient(gradient: Tensor, direction: Tensor, hessian: Tensor, lam: float) -> Tensor:
+    return -gradient + 2 * lam * hessian @ (gradient - direction)
+
+
+@chapter.row(
+    "4.29",
+    "Tangent direction of the Parent",
+    "definition",
+    "corrected",
+    r"\frac{\partial \tilde f^C(w, \alpha)}{\partial \alpha} = \sum_n \frac{\partial p_n(w, \alpha)}{\partial \alpha}",
+    derived=r"\frac{\partial \tilde f^P(w, \alpha)}{\partial \alpha} = "
+    r"\sum_n \frac{p_n(X)}{p_n(w, \alpha)} \frac{\partial p_n(w, \alpha)}{\partial \alpha}",
+    reason="The p_n sum to 1 whatever α is, so the printed sum is identically zero: no direction at all. The derivative of "
+    "4.21 weighs each term by p_n(X)/p_n. The superscript must be P: this is the Parent's direction.",
+    functions=(tangent.tangent_direction,),
+)
+def check_4_29():
+    """The weighted sum of ∂p_n/∂α, class by class, is the tangent direction; the unweighted sum is 0."""
+    model, target = _Classifier(), normal(5, 3, seed=4).softmax(1)
+    alpha = model.alpha.clone().requires_grad_()
+    (direction,) = tangent.tangent_direction(model.logits(alpha), target, [alpha])
+    p, slope = model.p(model.alpha), model.first(lambda p: p)
+    weighted = einsum("sn,sni->i", target / p, slope) / 5
+    return deviation(direction, weighted.view(2, 3)), deviation(slope.sum((0, 1)) / 5, weighted)
+
+
+chapter.exercise(
+    "4.29 derived",
+    "target (N, C), p (N, C), slopes (N, C, K) -> (K)",
+    "tangent direction Σ_n (p_n(X)/p_n) ∂p_n/∂α, mean over N images; slopes[s, n] = ∂p_n/∂α of image s",
+    lambda t, p, s: einsum("sn,snk->k", t / p, s) / len(p),
+    {
+        "as printed": lambda t, p, s: s.sum(1).mean(0),
+        "1/p missing": lambda t, p, s: einsum("sn,snk->k", t, s) / len(p),
+        "ratio upside down": lambda t, p, s: einsum("sn,snk->k", p / t, s) / len(p),
+        "sum over the images": lambda t, p, s: einsum("sn,snk->k", t / p, s),
+        "p(X) missing": lambda t, p, s: einsum("sn,snk->k", 1 / p, s) / len(p),
+    },
+    distributions,
+)
+
+
+@chapter.row(
+    "4.30",
+    "Gain of the Child over the Parent",
+    "definition",
+    "reconstructed",
+    r"G(\hat w, \hat\alpha, \beta) = \sum_n p_n(w, \alpha) \log \frac{\hat p_n(\hat w, \hat\alpha, \beta)}{p_n(w, \alpha)}",
+    functions=(objectives.kl_gain,),
+)
+def check_4_30():
+    """G equals the sum over classes, entropy minus cross-entropy, and is 0 where both outputs agree."""
+    child, parent = normal(5, 3), normal(5, 3, seed=1)
+    p, q = parent.softmax(1), child.softmax(1)
+    by_hand = sum(p[:, n] * q[:, n].log() for n in range(3)).mean() + torch.distributions.Categorical(p).entropy().mean()
+    return max(deviation(objectives.kl_gain(child, parent), by_hand), abs(objectives.kl_gain(parent, parent).item()))
+
+
+chapter.exercise(
+    "4.30",
+    "child_logits (N, C), parent_logits (N, C) -> ()",
+    "gain G = Σ_n p_n log(p̂_n/p_n), mean over N images; p of the Parent, p̂ of the Child",
+    lambda *a: objectives.kl_gain(*a),
+    {
+        "roles exchanged": lambda c, p: objectives.kl_gain(p, c),
+        "cross-entropy": lambda c, p: (p.softmax(1) * c.log_softmax(1)).sum(1).mean(),
+        "sum over the images": lambda c, p: objectives.kl_gain(c, p) * len(c),
+        "mean over the classes": lambda c, p: objectives.kl_gain(c, p) / c.shape[1],
+    },
+)
+
+
+@chapter.row(
+    "4.31",
+    "Tangent distance",
+    "definition",
+    "reconstructed",
+    r"D(\hat\alpha) = \Bigl\lVert \frac{\partial \tilde f^P(w, \alpha)}{\partial \alpha} "
+    r"- \frac{\partial G(\hat w, \hat\alpha, \beta)}{\partial \hat\alpha} \Bigr\rVert^2",
+    functions=(tangent.distance,),
+)
+def check_4_31():
+    """Each of the three distances (F-norm, L1, cosine) equals its sum over entries."""
+    child, parent = [normal(3, 4), normal(2, 5)], [normal(3, 4, seed=1), normal(2, 5, seed=2)]
+    pairs = [(a, b) for c, p in zip(child, parent, strict=True) for a, b in zip(c.flatten(), p.flatten(), strict=True)]
+    inner, aa, bb = (sum(x * y for x, y in z) for z in (pairs, [(a, a) for a, _ in pairs], [(b, b) for _, b in pairs]))
+    return max(
+        deviation(tangent.distance(child, parent, "F"), sum((a - b) ** 2 for a, b in pairs)),
+        deviation(tangent.distance(child, parent, "L1"), sum(abs(a - b) for a, b in pairs)),
+        deviation(tangent.distance(child, parent, "cosine"), 1 - inner / (aa * bb).sqrt()),
+    )
+
+
+chapter.exercise(
+    "4.31",
+    "child (E, M), parent (E, M) -> ()",
+    "tangent distance ‖∂f̃/∂α − ∂G/∂α̂‖² (F-norm)",
+    lambda c, p: tangent.distance([c], [p]),
+    {
+        "square missing": lambda c, p: (c - p).norm(),
+        "L1": lambda c, p: (c - p).abs().sum(),
+        "mean instead of sum": lambda c, p: (c - p).square().mean(),
+        "difference of the norms": lambda c, p: (c.norm() - p.norm()).square(),
+        "plus": lambda c, p: (c + p).square().sum(),
+    },
+)
+
+
+@chapter.row(
+    "4.33",
+    "Gradient of the loss with respect to α̂",
+    "identity",
+    "holds",
+    r"\nabla_{\hat\alpha} L_{\mathrm{DCP\text{-}NAS}} = -\frac{\partial G}{\partial \hat\alpha} + 2\lambda \Bigl("
+    r"\frac{\partial G}{\partial \hat\alpha} - \frac{\partial \tilde f^P}{\partial \alpha}\Bigr) H_G(\hat\alpha)",
+    functions=(tangent.tangent_gradient, tangent.hessian_product, tangent.distance_slope),
+)
+def check_4_33():
+    """With the exact Hessian the formula equals the derivative of −G + λ D by central differences."""
+    model, parent_logits, direction, lam = _Classifier(), normal(5, 3, seed=4), normal(2, 3, seed=5), 0.3
+
+    def gradient_of_gain(alpha: Tensor) -> Tensor:
+        alpha = alpha.detach().requires_grad_()
+        return torch.autograd.grad(objectives.kl_gain(model.logits(alpha), parent_logits), alpha)[0]
+
+    def loss(alpha: Tensor) -> Tensor:
+        distance = (gradient_of_gain(alpha) - direction).square().sum()
+        return -objectives.kl_gain(model.logits(alpha), parent_logits) + lam * distance
+
+    _, gradient, slope = tangent.tangent_gradient(
+        lambda alphas: model.logits(alphas[0]),
+        lambda logits: objectives.kl_gain(logits, parent_logits),
+        [model.alpha.clone().requires_grad_()],
+        [direction],
+        curvature="hessian",
+    )
+    units = torch.eye(6, dtype=torch.float64).view(6, 2, 3)
+    by_difference = torch.stack([along(loss, model.alpha, unit) for unit in units]).view(2, 3)
+    return deviation(-gradient[0] + lam * slope[0], by_difference)
+
+
+chapter.exercise(
+    "4.33",
+    "gradient (K), direction (K), hessian (K, K), lam -> (K)",
+    "∇(−G + λ D) with gradient = ∂G/∂α̂, direction = ∂f̃/∂α, hessian = H_G",
+    _loss_gradient,
+    {
+        "factor 2 missing": lambda g, f, H, lam: -g + lam * H @ (g - f),
+        "λ missing": lambda g, f, H, lam: -g + 2 * H @ (g - f),
+        "H_G missing": lambda g, f, H, lam: -g + 2 * lam * (g - f),
+        "difference the other way": lambda g, f, H, lam: -g + 2 * lam * H @ (f - g),
+        "gain's sign": lambda g, f, H, lam: g + 2 * lam * H @ (g - f),
+        "gain missing": lambda g, f, H, lam: 2 * lam * H @ (g - f),
+        "rank one": lambda g, f, H, lam: -g - 2 * lam * g * (g @ (g - f)),
+    },
+    symmetric,
+)
+
+
+@chapter.row(
+    "4.36",
+    "Fisher information",
+    "definition",
+    "holds",
+    r"I_{ij} = \mathbb{E}_X [\partial_i \log p_n(X; \hat\alpha) \, \partial_j \log p_n(X; \hat\alpha)]",
+    functions=(tangent.fisher_product,),
+)
+def check_4_36():
+    """F v for every unit vector equals the expectation over classes and inputs of the outer products of scores."""
+    model = _Classifier()
+    p, score = model.p(model.alpha), model.first(torch.log)
+    return deviation(model.fisher(), einsum("sn,sni,snj->ij", p, score, score) / 5)
+
+
+chapter.exercise(
+    "4.36",
+    "p (N, C), scores (N, C, K) -> (K, K)",
+    "Fisher information E[∂ log p ∂ log pᵀ], classes weighted by p, mean over N images; scores[s, n] = ∂ log p_n",
+    lambda p, s: einsum("sn,sni,snj->ij", p, s, s) / len(p),
+    {
+        "classes not weighted": lambda p, s: einsum("sni,snj->ij", s, s) / len(p),
+        "1/p dropped, as in 4.41": lambda p, s: einsum("sn,sni,snj->ij", p**3, s, s) / len(p),
+        "sum over the images": lambda p, s: einsum("sn,sni,snj->ij", p, s, s),
+        "outer product of the mean": lambda p, s: einsum("sn,sni,tm,tmj->ij", p, s, p, s) / len(p) ** 2,
+        "diagonal only": lambda p, s: torch.diag(einsum("sn,sni,sni->i", p, s, s) / len(p)),
+    },
+    distributions,
+)
+
+
+@chapter.row(
+    "4.37",
+    "Fisher information by second derivatives",
+    "identity",
+    "under an assumption",
+    r"I_{ij} = -\mathbb{E}_X [\partial_i \partial_j \log p_n(X; \hat\alpha)]",
+    derived=r"I_{ij} = -\mathbb{E}_X \mathbb{E}_{n \sim \hat p(X)} [\partial_i \partial_j \log \hat p_n(X; \hat\alpha)]",
+    reason="It holds when the classes are drawn from the model's own distribution. Under the labels of the data it fails as long "
+    "as the model does not reproduce them.",
+    functions=(tangent.fisher_product,),
+)
+def check_4_37():
+    """Exact under the model's own distribution over the classes; under another distribution the two differ."""
+    model, data = _Classifier(), normal(5, 3, seed=4).softmax(1)
+    p, fisher, second = model.p(model.alpha), model.fisher(), model.second(torch.log)
+    return deviation(-einsum("sn,snij->ij", p, second) / 5, fisher), deviation(-einsum("sn,snij->ij", data, second) / 5, fisher)
+
+
+@chapter.row(
+    "4.38",
+    "First derivative of the log-likelihood",
+    "identity",
+    "holds",
+    r"\partial_i \log p_n = \frac{\partial_i p_n}{p_n}",
+)
+def check_4_38():
+    """∂_i log p by autograd of the logarithm equals ∂_i p / p."""
+    model = _Classifier()
+    p, first = model.p(model.alpha), model.first(lambda p: p)
+    return deviation(model.first(torch.log), first / p.unsqueeze(-1))
+
+
+@chapter.row(
+    "4.39",
+    "Second derivative of the log-likelihood",
+    "identity",
+    "holds",
+    r"\partial_i \partial_j \log p_n = \frac{\partial_i \partial_j p_n}{p_n} - \frac{\partial_i p_n}{p_n} "
+    r"\frac{\partial_j p_n}{p_n}",
+)
+def check_4_39():
+    """The Hessian of log p by autograd equals H p / p minus the outer product of the scores."""
+    model = _Classifier()
+    p, first, second = model.p(model.alpha), model.first(lambda p: p), model.second(lambda p: p)
+    score = first / p.unsqueeze(-1)
+    by_hand = second / p[..., None, None] - einsum("sni,snj->snij", score, score)
+    return deviation(model.second(torch.log), by_hand)
+
+
+@chapter.row(
+    "4.40",
+    "The term that vanishes in expectation",
+    "identity",
+    "under an assumption",
+    r"\mathbb{E}_X \Bigl[ \frac{H_{ij}\, p_n}{p_n} \Bigr] = 0",
+    derived=r"\mathbb{E}_X \mathbb{E}_{n \sim \hat p(X)} \Bigl[ \frac{H_{ij}\, \hat p_n}{\hat p_n} \Bigr] "
+    r"= \mathbb{E}_X \Bigl[ H_{ij} \sum_n \hat p_n \Bigr] = 0",
+    reason="As 4.37: the expectation must be under the model's own distribution, so that p cancels and what is "
+    "differentiated is Σ_n p_n = 1.",
+)
+def check_4_40():
+    """The expectation is 0 under the model's own distribution, not under another one."""
+    model, data = _Classifier(), normal(5, 3, seed=4).softmax(1)
+    p, second = model.p(model.alpha), model.second(lambda p: p)
+    size = second.norm()
+    own = einsum("sn,snij->ij", p, second / p[..., None, None]) / size
+    other = einsum("sn,snij->ij", data, second / p[..., None, None]) / size
+    return own.norm().item(), other.norm().item()
+
+
+@chapter.row(
+    "4.41",
+    "Hessian replaced by the covariance of gradients",
+    "surrogate",
+    "corrected",
+    r"\mathbb{E}_X[H_{ij} \log p_n] = -\mathbb{E}_X \Bigl\{ \frac{\partial_i p_n}{p_n} \frac{\partial_j p_n}{p_n} \Bigr\} "
+    r"= -\mathbb{E}_X \{ \partial_i p_n \, \partial_j p_n \}",
+    derived=r"\mathbb{E}_X[H_{ij} \log \hat p_n] = -\mathbb{E}_X \{ \partial_i \log \hat p_n \, \partial_j \log "
+    r"\hat p_n \} = -I_{ij}, "
+    r"\qquad H_G \approx -I",
+    reason="The second equality drops both factors 1/p. And since G is minus a divergence, what replaces H_G in 4.33 is −I, a "
+    "negative matrix: with a plus sign the step climbs D.",
+    functions=(tangent.fisher_product,),
+)
+def check_4_41():
+    """The first equality holds, the second does not; −I is the Hessian of G where Child and Parent agree."""
+    model = _Classifier()
+    p, first = model.p(model.alpha), model.first(lambda p: p)
+    fisher = model.fisher()
+    parent = model.logits(model.alpha)
+
+    def gain(a: Tensor) -> Tensor:
+        return objectives.kl_gain(model.logits(a.view(2, 3)), parent)
+
+    hessian = torch.autograd.functional.hessian(gain, model.alpha.flatten())
+    expectation = einsum("sn,snij->ij", p, model.second(torch.log)) / 5
+    return max(deviation(-fisher, expectation), deviation(-fisher, hessian)), deviation(
+        -einsum("sn,sni,snj->ij", p, first, first) / 5, expectation
+    )
