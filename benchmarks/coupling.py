@@ -31,7 +31,7 @@ from dcpnas_lite.data import digits
 from dcpnas_lite.engine import jobs
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import search
-from dcpnas_lite.evaluation.microbench import append
+from dcpnas_lite.evaluation.table import append
 from dcpnas_lite.method.backtracking import Learned, Refreshed
 from dcpnas_lite.method.coupling import cosine
 

@@ -47,6 +47,7 @@ from dcpnas_lite import __main__ as command_line
 from dcpnas_lite import data
 from dcpnas_lite.engine import checkpoint
 from dcpnas_lite.evaluation import microbench
+from dcpnas_lite.evaluation import table as table_form
 from dcpnas_lite.evaluation.training import TrainConfig
 from dcpnas_lite.report.history import Course
 
@@ -100,9 +101,9 @@ def formats(folder: Path) -> list[Format]:
     packed = table.with_suffix(".csv.gz")
     with gzip.open(microbench.TABLES / "microbench-digits.csv.gz", "rt", encoding="utf8") as file:
         rows = file.read().splitlines()[2::150]
-    table.write_text("\n".join([*microbench._head(recipe.to_json(), checked=False).splitlines(), *rows, ""]), encoding="utf8")
-    microbench.opened(table, recipe)  # adds the checksums
-    microbench.pack(table, packed)
+    table.write_text("\n".join([*table_form.head(recipe.to_json(), checked=False).splitlines(), *rows, ""]), encoding="utf8")
+    table_form.opened(table, recipe)  # adds the checksums
+    table_form.pack(table, packed)
 
     idx = {}
     for name, count in zip(data.FASHION_MNIST_SHA256, (30, 30, 10, 10), strict=True):

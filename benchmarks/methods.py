@@ -48,7 +48,7 @@ from dcpnas_lite.engine import jobs as pool
 from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import TANGENT_BATCHES
-from dcpnas_lite.evaluation import microbench
+from dcpnas_lite.evaluation import cells, table
 from dcpnas_lite.method import backtracking as rules
 from dcpnas_lite.method.tangent import distance_slope
 from dcpnas_lite.network.binarize import BinaryConv2d
@@ -409,15 +409,15 @@ def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> Non
     started = time.perf_counter()
 
     def rows(jobs, round_: int, alpha: Tensor) -> str:
-        cells = [microbench.index(discretize(MICRO, {"normal": a})) for a in alpha]
-        return "".join(line(job, round_, cell, time.perf_counter() - started) for job, cell in zip(jobs, cells, strict=True))
+        numbers = [cells.index(discretize(MICRO, {"normal": a})) for a in alpha]
+        return "".join(line(job, round_, cell, time.perf_counter() - started) for job, cell in zip(jobs, numbers, strict=True))
 
     def each_round(round_: int, alpha: Tensor, loss) -> None:
         strength = [(m, {k: v for k, v in c.items() if k != "selection"}, s) for m, c, s in jobs]
         text = rows(strength, round_, alpha)
         if configs[0].selection == "perturbation":
             text += rows(jobs, round_, perturbed(alpha, loss))
-        microbench.append(path, text)
+        table.append(path, text)
 
     searches(data, list(configs), list(signs), device, each_round)
 
@@ -427,7 +427,7 @@ _worker: dict = {}
 
 def start_worker(name: str, root: str | None) -> None:
     torch.set_num_threads(1)
-    _worker["data"] = microbench.RECIPES[name].load(root)
+    _worker["data"] = table.RECIPES[name].load(root)
 
 
 def search_one(job: tuple[str, dict, int]) -> str:
@@ -444,12 +444,12 @@ def search_one(job: tuple[str, dict, int]) -> str:
         result = loop.search(_worker["data"], config)
     finally:
         loop.tangent_gradient = original
-    row = line(job, config.rounds, microbench.index(result.genotype), result.seconds)
+    row = line(job, config.rounds, cells.index(result.genotype), result.seconds)
     if config.selection == "strength":
         return row
     method, changes, seed = job
     changes = {name: value for name, value in changes.items() if name != "selection"}
-    strongest = microbench.index(discretize(MICRO, result.alphas))
+    strongest = cells.index(discretize(MICRO, result.alphas))
     return row + line((method, changes, seed), config.rounds, strongest, result.seconds)
 
 
@@ -469,7 +469,7 @@ def whole(path: Path) -> None:
 def collect(path: Path, out: Path, tuning: bool) -> None:
     """Write the finished searches of `path`, those with seeds of TUNING or the others, as a table; gzipped if its name says so.
 
-    `microbench.found` reads a table in which every method has one configuration.
+    `microbench.cells_found` reads a table in which every method has one configuration.
     """
     rows = sorted(
         (list(METHODS).index(method), json.dumps(changes), seed, cell)
@@ -486,7 +486,7 @@ def collect(path: Path, out: Path, tuning: bool) -> None:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", default="digits", choices=tuple(microbench.RECIPES))
+    p.add_argument("--data", default="digits", choices=tuple(table.RECIPES))
     p.add_argument("--methods", nargs="+", default=list(METHODS), choices=tuple(METHODS))
     p.add_argument("--changes", type=json.loads, nargs="+", default=[{}], help="JSON objects: changes to all methods")
     p.add_argument("--seeds", type=int, nargs=2, default=(0, 20), metavar=("FIRST", "END"))
@@ -513,14 +513,14 @@ def search_all(args: argparse.Namespace) -> None:
     if args.wide:
         torch.set_num_threads(1)
         torch.backends.cudnn.allow_tf32 = False
-        data = microbench.RECIPES[args.data].load(args.root)
+        data = table.RECIPES[args.data].load(args.root)
         jobs.sort(key=lambda job: (args.changes.index(job[1]), args.methods.index(job[0])))
         for group in groups(jobs, args.wide):
             run(data, group, args.out, args.device)
         return
     with contextlib.closing(pool.run(jobs, search_one, args.workers, start_worker, (args.data, args.root))) as rows:
         for _, row in tqdm(rows, total=len(jobs), mininterval=5):
-            microbench.append(args.out, row)
+            table.append(args.out, row)
 
 
 if __name__ == "__main__":

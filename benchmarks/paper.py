@@ -32,7 +32,7 @@ from dcpnas_lite.data import digits
 from dcpnas_lite.engine import checkpoint, jobs
 from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import SearchConfig
-from dcpnas_lite.evaluation import microbench
+from dcpnas_lite.evaluation.table import append
 from dcpnas_lite.evaluation.training import TrainConfig, train
 from dcpnas_lite.method.selection import perturbation
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype, random_cell
@@ -133,7 +133,7 @@ def main() -> None:
         made = {}
         for n, (task, new) in enumerate(trained, 1):
             made[task] = new
-            microbench.append(path, table("", [new]))
+            append(path, table("", [new]))
             print(f"{n} of {len(tasks)} trainings, {time.perf_counter() - started:.0f} s", flush=True)
         files.write(path, table(recipe, [COLUMNS, *rows, *(made[task] for task in tasks)]))
 

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from dcpnas_lite import files
 from dcpnas_lite.data import batches
-from dcpnas_lite.evaluation import microbench
+from dcpnas_lite.evaluation import build, table
+from dcpnas_lite.evaluation.cells import genotype
 from dcpnas_lite.evaluation.training import TrainResult
 from dcpnas_lite.network.binarize import BinaryConv2d, SignedLayer, scaled_prelu, sign
 from dcpnas_lite.network.discrete import DiscreteNetwork
@@ -111,9 +112,9 @@ def train(data, bits: int, seed: int, first: list[int], config, device: str) -> 
     with torch.random.fork_rng(devices=[]):
         for cell in itertools.product(first, range(M), range(M)):
             torch.manual_seed(seed)
-            genotype = microbench.genotype([MICRO.operations[m] for m in cell])
+            cell_genotype = genotype([MICRO.operations[m] for m in cell])
             networks.append(
-                DiscreteNetwork(genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1)
+                DiscreteNetwork(cell_genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1)
             )
     wide = Wide(networks, first).to(device)
     x, y = data.train.x.to(device), data.train.y.to(device)
@@ -143,7 +144,7 @@ def train(data, bits: int, seed: int, first: list[int], config, device: str) -> 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("data", choices=tuple(microbench.RECIPES))
+    p.add_argument("data", choices=tuple(table.RECIPES))
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--bits", type=int, nargs="+", default=[1, 32])
     p.add_argument("--first", type=int, nargs="+", default=list(range(M)), help="first operations of the cells")
@@ -154,15 +155,15 @@ def main() -> None:
     args = p.parse_args()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    recipe, path = microbench.RECIPES[args.data], Path(args.out or f"runs/microbench-{args.data}.csv")
+    recipe, path = table.RECIPES[args.data], Path(args.out or f"runs/microbench-{args.data}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(path):
         train_all(args, recipe, path)
 
 
-def train_all(args: argparse.Namespace, recipe: microbench.Recipe, path: Path) -> None:
+def train_all(args: argparse.Namespace, recipe: table.Recipe, path: Path) -> None:
     """Train the cells that the table at `path` lacks."""
-    done, data = microbench.opened(path, recipe), recipe.load(args.root)
+    done, data = table.opened(path, recipe), recipe.load(args.root)
     for seed, bits, k in itertools.product(args.seeds, args.bits, range(0, len(args.first), args.together)):
         first = args.first[k : k + args.together]
         cells = [M * M * a + i for a in first for i in range(M * M)]
@@ -176,8 +177,8 @@ def train_all(args: argparse.Namespace, recipe: microbench.Recipe, path: Path) -
             if (cell, bits, seed) not in done:
                 s = network.size()
                 result = TrainResult(test, validation, s["one_bit"], s["real"], s["bits"], (), seconds, network)
-                rows.append(microbench.row(cell, bits, seed, result, data.test.x[0]))
-        microbench.append(path, "".join(rows))
+                rows.append(build.row(cell, bits, seed, result, data.test.x[0]))
+        table.append(path, "".join(rows))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ MOST_SEEDS = 10_000
 
 def parser() -> argparse.ArgumentParser:
     from .engine.config import METHODS, SPACES, SearchConfig
-    from .evaluation import microbench
+    from .evaluation import command
 
     top = argparse.ArgumentParser(prog="python -m dcpnas_lite", description="Search, train and look at 1-bit cells.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("equations", help="check every equation", description="Check Eqs. 4.20-4.53 and print the table.")
 
     p = commands.add_parser("microbench", help="the table of all 512 micro cells")
-    microbench.add_arguments(p)
+    command.add_arguments(p)
     return top
 
 
@@ -495,10 +495,10 @@ def run_equations(args: argparse.Namespace) -> None:
 
 
 def run_microbench(args: argparse.Namespace) -> int:
-    from .evaluation import microbench
+    from .evaluation import command
 
     torch_device(args.device)
-    return microbench.main(args)
+    return command.main(args)
 
 
 def main(argv: list[str] | None = None) -> int:

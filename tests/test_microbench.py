@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-import dcpnas_lite.evaluation.microbench as mb
 from dcpnas_lite import files
 from dcpnas_lite.__main__ import main
+from dcpnas_lite.evaluation import build as building
+from dcpnas_lite.evaluation import microbench as mb
+from dcpnas_lite.evaluation import table as tables
 from dcpnas_lite.evaluation.training import TrainConfig
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import Genotype, discretize
@@ -193,7 +195,7 @@ def test_a_build_survives_what_it_meets_and_goes_on_to_the_same_table(tmp_path):
     assert [r[:3] for r in found] == sorted([str(c), str(b), str(s)] for c in range(100, 108) for b in (1, 32) for s in (0, 1))
     data = TINY.load()
     result = mb.train_cell(101, 1, 1, TINY, data)
-    assert mb.row(101, 1, 1, result, data.test.x[0]).split(",")[:-2] in found
+    assert building.row(101, 1, 1, result, data.test.x[0]).split(",")[:-2] in found
     whole = build.out.read_bytes()
     mb.build(TINY, 2, 1, build.out, cells=range(100, 108), progress=False)  # nothing is left to do
     assert build.out.read_bytes() == whole
@@ -212,11 +214,11 @@ def test_a_row_that_does_not_fit_leaves_no_piece(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, old[1]))  # as a full disk: the beginning of the row is written
     try:
         with pytest.raises(OSError, match="the rows before stay.*t.csv"):
-            mb.append(path, "y" * 60 + "\n")
+            tables.append(path, "y" * 60 + "\n")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert path.read_text() == "x" * 90 + "\n"
-    mb.append(path, "y\n")
+    tables.append(path, "y\n")
     assert path.read_text() == "x" * 90 + "\ny\n"
 
 
@@ -238,21 +240,21 @@ def test_a_senseless_build_is_refused_and_leaves_nothing(tmp_path, options, mess
 
 def test_a_build_trains_nothing_twice(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(mb.jobs, "run", lambda jobs, *_: asked.extend(jobs) or (row for row in ()))
+    monkeypatch.setattr(building.jobs, "run", lambda jobs, *_: asked.extend(jobs) or (row for row in ()))
     mb.build(TINY, np.int64(2), 1, tmp_path / "t.csv", cells=iter([5, mb.genotype(5), np.int64(5), 4]), progress=False)
     assert asked == [(cell, bits, seed) for seed in (0, 1) for cell in (5, 4) for bits in (1, 32)]
 
 
 def test_another_recipe_is_refused(tmp_path):
     out = tmp_path / "t.csv"
-    mb.opened(out, TINY)
-    with pytest.raises(ValueError, match=f"expected a table of recipe {mb.RECIPES['digits'].hash}"):
-        mb.opened(out, mb.RECIPES["digits"])
+    tables.opened(out, TINY)
+    with pytest.raises(ValueError, match=f"expected a table of recipe {mb.RECIPES['digits'].hash}, got one of {TINY.hash}"):
+        tables.opened(out, mb.RECIPES["digits"])
 
 
 def test_operations_are_counted():
     net = DiscreteNetwork(mb.genotype(("sep_conv_3x3", "none", "none")), 4, 1, 10, 1, binary=True)
-    binary, real = mb.count_operations(net, torch.zeros(1, 8, 8))
+    binary, real = building.count_operations(net, torch.zeros(1, 8, 8))
     assert binary == 64 * (4 * 4 + 2 * (4 * 9 + 4 * 4))  # preprocessing; twice depthwise and pointwise
     assert real == 64 * 4 * 9 + 8 * 10  # stem and classifier
 
@@ -267,14 +269,14 @@ SMALL = [(5, 1, 0.7, 10), (5, 0, 0.5, 10), (6, 0, 0.9, 20), (6, 1, 0.9, 20), (7,
 def table(tmp_path):
     """A table as `build` leaves it: three 1-bit cells, 5 twice, 6 twice, 7 once."""
     path = tmp_path / "t.csv"
-    mb.opened(path, TINY)
-    mb.append(path, "".join(mb._sealed(f"{cell},1,{seed},{a},{a},1,2,{size},3,4,0.5") for cell, seed, a, size in SMALL))
+    tables.opened(path, TINY)
+    tables.append(path, "".join(tables.sealed(f"{cell},1,{seed},{a},{a},1,2,{size},3,4,0.5") for cell, seed, a, size in SMALL))
     return path
 
 
 @pytest.fixture
 def small(table):
-    mb.pack(table, table.with_suffix(".csv.gz"))
+    tables.pack(table, table.with_suffix(".csv.gz"))
     return mb.MicroBench.load(table.with_suffix(".csv.gz"))
 
 
@@ -302,17 +304,39 @@ def test_a_packed_table_is_the_plain_one_sorted(table, small):
     text = gzip.decompress(table.with_suffix(".csv.gz").read_bytes()).decode()
     assert [line[:5] for line in text.splitlines()[2:]] == ["5,1,0", "6,1,0", "7,1,0", "5,1,1", "6,1,1"]
     plain = mb.MicroBench.load(table)
-    assert plain.recipe == small.recipe == json.loads(TINY.to_json()) and mb.Recipe.of(small) == TINY
+    assert plain.recipe == small.recipe == json.loads(TINY.to_json()) and mb.Recipe.of(small.recipe) == TINY
     assert plain.mean.keys() == small.mean.keys()
     assert all(np.array_equal(plain.mean[k], small.mean[k], equal_nan=True) for k in plain.mean)
     for name, column in plain.rows.items():
         assert column.dtype == small.rows[name].dtype and np.array_equal(np.sort(column), np.sort(small.rows[name]))
 
 
+def test_numbers_and_tables_are_of_the_eight_operations_and_no_others(table):
+    names = "none skip_connect dil_conv_3x3 dil_conv_5x5 max_pool_3x3 avg_pool_3x3 sep_conv_3x3 sep_conv_5x5".split()
+    edges = [[0, 1], [0, 2], [1, 2]]
+    assert [mb.operations(64 * m)[0] for m in range(8)] == names
+    for name in mb.RECIPES:
+        first = gzip.decompress((mb.TABLES / f"microbench-{name}.csv.gz").read_bytes()).decode().split("\n")[0]
+        assert json.loads(first[2:])["space"] == {"operations": names, "edges": edges}
+    text = table.read_text()
+    others = {
+        "registered": (json.dumps(names), json.dumps([*names, "conv_3x3"])),
+        "reordered": (json.dumps(names), json.dumps(sorted(names))),
+        "another edge": (json.dumps(edges), json.dumps([*edges, [0, 3]])),
+        "none named": (text[text.index('"space"') : text.index('"recipe"')], ""),
+    }
+    for other, change in others.items():
+        table.write_text(text.replace(*change))
+        for read in (mb.MicroBench.load, lambda path: tables.opened(path, TINY), lambda path: tables.pack(path, "nowhere")):
+            with pytest.raises(ValueError, match=rf"^{table}: expected cells of the space .*sep_conv_5x5.*, got .*$") as caught:
+                read(table)
+        assert "none named" in str(caught.value) or other != "none named"
+
+
 def test_packing_a_shipped_table_again_changes_nothing(tmp_path):
     for name in mb.RECIPES:
         shipped = mb.TABLES / f"microbench-{name}.csv.gz"
-        mb.pack(shipped, tmp_path / "t")
+        tables.pack(shipped, tmp_path / "t")
         assert gzip.decompress((tmp_path / "t").read_bytes()) == gzip.decompress(shipped.read_bytes())
 
 
@@ -323,7 +347,7 @@ def test_a_table_without_checksums_is_read_and_gone_on_with(table, small):
     assert ",check" not in table.read_text()
     after = mb.MicroBench.load(table).rows
     assert all(np.array_equal(after[name], before[name]) for name in before)
-    assert mb.opened(table, TINY) == {(cell, 1, seed) for cell, seed, *_ in SMALL}
+    assert tables.opened(table, TINY) == {(cell, 1, seed) for cell, seed, *_ in SMALL}
     assert table.read_bytes() == sealed
 
 
@@ -332,12 +356,12 @@ def test_no_file_at_all():
         mb.MicroBench.load("mnist")
 
 
-HEAD = mb._head(TINY.to_json(), checked=False).encode()
+HEAD = tables.head(TINY.to_json(), checked=False).encode()
 ROW = b"5,1,0,0.5,0.5,1,2,3,3,4,0.5\n"
 BAD = {
     "empty": b"", "foreign": b"cell,bits\n1,2\n", "no gzip": b"\x1f\x8b damaged", "other columns": b'# {"recipe": {}}\ncell\nx\n',
     "gzip cut off": gzip.compress(HEAD + ROW)[:-9], "bomb": gzip.compress(bytes(1 << 28)), "nul": bytes(1000),
-    "recipe": HEAD.replace(b'"channels": 2', b'"channels": 3') + ROW, "no recipe": mb._head("{}", False).encode() + ROW,
+    "recipe": HEAD.replace(b'"channels": 2', b'"channels": 3') + ROW, "no recipe": tables.head("{}", False).encode() + ROW,
     "deep": b"# " + b"[" * 100_000, "long field": HEAD + b'"' + b"x" * 200_000 + b"\n" + ROW,
     "cut off": HEAD + ROW + ROW[:9], "twice": HEAD + ROW + ROW, "two in one": HEAD + ROW[:-1] + ROW,
     "cell": HEAD + ROW.replace(b"5,1", b"512,1", 1), "bits": HEAD + ROW.replace(b",1,", b",2,", 1),
@@ -353,13 +377,13 @@ BAD = {
 def test_bad_tables_are_refused_in_one_line(tmp_path, kind, capsys):
     path = tmp_path / "t.csv"
     path.write_bytes(BAD[kind])
-    for read in (mb.MicroBench.load, lambda p: mb.pack(p, tmp_path / "packed")):
+    for read in (mb.MicroBench.load, lambda p: tables.pack(p, tmp_path / "packed")):
         with pytest.raises(ValueError, match=f"^{path}[:,].*$"):
             read(path)
     assert not (tmp_path / "packed").exists()
     if kind not in ("empty", "cut off"):  # what a kill leaves
         with pytest.raises(ValueError, match=f"^{path}[:,].*$"):
-            mb.opened(path, TINY)
+            tables.opened(path, TINY)
     assert path.read_bytes() == BAD[kind]
 
 
@@ -379,9 +403,9 @@ def test_bad_tables_of_searches_are_refused(tmp_path, content):
     path.write_bytes(content)
     if content:
         with pytest.raises(ValueError, match=f"^{path}: expected a table of searches.*$"):
-            mb.found(path)
+            mb.cells_found(path)
     else:
-        assert mb.found(path) == {}
+        assert mb.cells_found(path) == {}
 
 
 # -- command line
@@ -441,7 +465,7 @@ def test_a_shipped_row_can_be_counted_again():
         net = DiscreteNetwork(mb.genotype(cell), config.channels, config.layers, 10, 1, bits == 1)
         at = np.flatnonzero((bench.rows["cell"] == cell) & (bench.rows["bits"] == bits))[0]
         found = [bench.rows[c][at] for c in ("one_bit", "real", "size", "binary_operations", "float_operations")]
-        assert found == [*net.size().values(), *mb.count_operations(net, torch.zeros(1, 16, 16))]
+        assert found == [*net.size().values(), *building.count_operations(net, torch.zeros(1, 16, 16))]
 
 
 def test_random_search_keeps_the_best_of_its_draws():
@@ -465,7 +489,7 @@ def test_a_bootstrap_interval_covers():
 def test_the_shipped_searches_are_of_all_methods_and_of_cells_without_none(name, seeds):
     import methods
 
-    found = mb.found(name)
+    found = mb.cells_found(name)
     assert set(found) == set(methods.METHODS)
     for cells in found.values():
         assert sorted(cells) == list(range(seeds))
@@ -579,4 +603,4 @@ def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
         ("psi edge", changes, 3, cells[0]), ("as printed", changes, 3, cells[1]), ("psi edge", changes, 1003, 7)
     ]  # fmt: skip
     methods.collect(path, tmp_path / "a.csv", tuning=False)  # neither tuning seeds nor searches that are still under way
-    assert mb.found(tmp_path / "a.csv") == {"as printed": {3: cells[1]}, "psi edge": {3: cells[0]}}
+    assert mb.cells_found(tmp_path / "a.csv") == {"as printed": {3: cells[1]}, "psi edge": {3: cells[0]}}

@@ -55,6 +55,15 @@ class Genotype:
         """Cell type → nodes."""
         return {"normal": self.normal} | ({} if self.reduce is None else {"reduce": self.reduce})
 
+    def edges(self) -> list[tuple[str, int, int, str]]:
+        """(cell type, source, target, operation) of every edge, node by node."""
+        return [
+            (cell_type, source, target, name)
+            for cell_type, nodes in self.cells.items()
+            for target, incoming in enumerate(nodes, self.inputs)
+            for name, source in incoming
+        ]
+
     @classmethod
     def from_operations(cls, space: Space, operations: Mapping[str, Sequence[str]] | Sequence[str]) -> Genotype:
         """The cell that keeps every edge of `space`, with one operation name per edge (per cell type if it has two)."""

@@ -1,0 +1,79 @@
+"""The command `python -m dcpnas_lite microbench`: build, pack, show and check a micro table. Owns no equation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .build import build, train_cell
+from .cells import operations
+from .microbench import MicroBench
+from .table import RECIPES, Recipe, pack
+
+
+def add_arguments(parser) -> None:
+    """The arguments of `python -m dcpnas_lite microbench`."""
+    parser.add_argument("action", choices=("build", "pack", "show", "check"))
+    parser.add_argument("--data", default="digits", choices=tuple(RECIPES))
+    parser.add_argument("--seeds", type=int, default=3, help="build: trainings of each cell")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--out", help="build: the table, default runs/microbench-DATA.csv; pack: its compressed form")
+    parser.add_argument("--table", metavar="FILE", help="pack, show, check: a table that was built, not that of DATA")
+    parser.add_argument("--root", help="folder with the files of the data set")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=int, default=8, help="show: how many of the best; check: how many random cells")
+    parser.add_argument("--seed", type=int, default=0, help="check: draws the cells")
+
+
+def main(args) -> int:
+    """Run `python -m dcpnas_lite microbench` with parsed arguments."""
+    for name in ("seeds", "count"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
+    if args.action == "build":
+        if args.table:
+            raise ValueError("--table: expected with pack, show or check; build writes to --out")
+        print(build(args.data, args.seeds, args.workers, args.out, root=args.root, device=args.device))
+    elif args.action == "pack":
+        pack(args.table or f"runs/microbench-{args.data}.csv", args.out or f"microbench-{args.data}.csv.gz")
+    elif args.action == "show":
+        bench = MicroBench.load(args.table or args.data)
+        for cell in bench.top(args.count):
+            real = f"{bench.accuracy(cell, 32):.4f}" if bench.runs[32][cell] else "–"
+            print(
+                f"{cell:3d}  {' '.join(operations(cell)):42s} 1-bit {bench.accuracy(cell):.4f} ± {bench.standard_error(cell):.4f}"
+                f"  real {real}  {bench.size(cell) / 8192:.2f} KiB"
+            )
+    else:
+        return check(args.table or args.data, args.count, args.seed, args.root, args.device)
+    return 0
+
+
+def check(name: str, count: int, seed: int, root: str | None = None, device: str = "cpu") -> int:
+    """Retrain `count` random cells, 1-bit, with a seed the table does not hold, and print them beside the table.
+
+    name: as of `MicroBench.load`. Returns 1 where a difference exceeds three standard errors, else 0. The standard error is that
+    of a difference between one training and the cell's mean; two or three seeds say little about a cell's own deviation, so it
+    is at least the pooled one. ValueError for a table with fewer cells, or with no cell that was trained twice.
+    """
+    bench = MicroBench.load(name)
+    recipe, failed = Recipe.of(bench.recipe), 0
+    runs, error = bench.runs[1], bench.error[1, "test"]
+    several = runs > 1
+    if count > np.count_nonzero(runs) or not several.any():
+        got = f"{np.count_nonzero(runs)} cells, {np.count_nonzero(several)} trained twice"
+        raise ValueError(f"{name}: expected a table with at least {count} cells, some trained twice, got {got}")
+    data = recipe.load(root)
+    pooled = math.sqrt((error[several] ** 2 * runs[several]).mean())
+    for cell in np.random.default_rng(seed).choice(np.flatnonzero(runs), count, replace=False).tolist():
+        accuracy = train_cell(cell, 1, 1000 + seed, recipe, data, device).test_accuracy
+        spread = max(pooled, error[cell] * math.sqrt(runs[cell])) * math.sqrt(1 + 1 / runs[cell])
+        wrong = abs(accuracy - bench.accuracy(cell)) > 3 * spread
+        failed += wrong
+        print(
+            f"{cell:3d}  table {bench.accuracy(cell):.4f}, retrained {accuracy:.4f}, "
+            f"standard error of the difference {spread:.4f}  {'DIFFERS' if wrong else 'agrees'}",
+            flush=True,
+        )
+    return int(failed > 0)
