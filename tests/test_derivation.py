@@ -141,6 +141,40 @@ def test_right_division(E, M):
         trace.right_division(normal(M, seed=2), normal(1, M, seed=3))
 
 
+def through_a_matrix(toy, alpha, W):
+    """L(α, W) = ℓ(α W), the mixture with its weights as a matrix, and ∂L/∂W by autograd."""
+    W = W.clone().requires_grad_()
+    return torch.autograd.grad(toy.ell(alpha @ W), W)[0]
+
+
+@pytest.mark.parametrize("E, M", [*SIZES, (4, 4), (5, 3)])
+def test_matrix_reading_divides_exactly_in_every_size(E, M):
+    toy = LinearMixture.random(E, M, 1)
+    alpha = toy.alpha * torch.sign(normal(E, M, seed=2))
+    dL_dW, delta = through_a_matrix(toy, alpha, torch.diag(toy.w)), toy.delta(alpha, toy.w)
+    factor = trace.matrix_factor(dL_dW, alpha)
+    assert factor.shape == (M, E)
+    assert close(factor @ alpha, dL_dW.T) and close(delta.T @ alpha, dL_dW.T)  # all M² entries, off the diagonal, too
+    assert close(torch.diag(factor @ alpha), toy.dL_dw(alpha, toy.w))
+    assert close(factor, delta.T, 1e-6) == (E <= M)
+    assert factor.norm() <= delta.norm() * (1 + 1e-9)
+    single = trace.matrix_factor(dL_dW.float(), alpha.float())
+    assert single.dtype == torch.float32 and close(single @ alpha.float(), dL_dW.T.float(), 1e-3)
+    assert close(trace.matrix_factor(0 * dL_dW, alpha), 0 * factor)
+
+
+def test_matrix_factor_refuses_what_has_no_factor():
+    alpha, dL_dW = normal(3, 4), normal(4, 4, seed=1)
+    message = r"^dL_dW: expected \(∂L/∂W\)\^T = L̃ α for some L̃, got one that misses every one by 0\.\d+$"
+    with pytest.raises(ValueError, match=message):
+        trace.matrix_factor(dL_dW, alpha)
+    with pytest.raises(ValueError, match="^dL_dW: .*by nan$"):
+        trace.matrix_factor(dL_dW * float("nan"), alpha)
+    with pytest.raises(ValueError, match=r"^dL_dW: expected shape \(M, M\) = \(4, 4\), got \(4,\)$"):
+        trace.matrix_factor(dL_dW[0], alpha)
+    assert trace.matrix_factor(normal(2, 2), normal(5, 2)).shape == (2, 5)  # the rows of α span everything: any matrix divides
+
+
 def test_what_is_returned_may_be_changed_in_place():
     """No result shares its memory with an argument, nor with itself; L̃, the transpose of δ, is a view of it."""
     E, M = 3, 4
@@ -150,6 +184,7 @@ def test_what_is_returned_may_be_changed_in_place():
     calls = [
         (trace.coupling, dw.sum(0), trace.response_slices(dw)), (trace.response_slices, dw),
         (trace.alpha_factor, alpha, factor), (trace.trace_tensor, alpha, factor, dw), (trace.trace_components, alpha, factor, dw),
+        (trace.matrix_factor, alpha.T @ delta, alpha),
         (trace.psi_as_printed, factor, dw), (trace.psi_as_printed, factor[:1], dw), (trace.psi_as_derived, alpha, delta),
         (trace.update, alpha, delta, square, 0.1), (toy.mixing, alpha), (toy.products, alpha, toy.w), (toy.factor, alpha, toy.w),
     ]  # fmt: skip

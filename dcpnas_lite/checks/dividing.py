@@ -15,7 +15,10 @@ chapter = Chapter("05-dividing-by-a-matrix")
 
 
 def _in_the_rows_of_alpha(arguments: dict) -> dict:
-    return arguments | {"dL_dw": arguments["dL_dw"] @ torch.linalg.pinv(arguments["alpha"]) @ arguments["alpha"]}
+    inside = torch.linalg.pinv(arguments["alpha"]) @ arguments["alpha"]
+    if "dL_dW" in arguments:
+        return arguments | {"dL_dW": inside @ arguments["dL_dW"]}  # (∂L/∂W)^T = L̃ α for some L̃
+    return arguments | {"dL_dw": arguments["dL_dw"] @ inside}
 
 
 @chapter.row(
@@ -80,6 +83,23 @@ chapter.exercise(
 )
 
 
+chapter.exercise(
+    "4.44 matrix",
+    "dL_dW (M, M), alpha (E, M) -> (M, E)",
+    "L̃ of the matrix reading: the shortest with L̃ α = (∂L/∂W)^T, where dL_dW[k, m] = ∂L/∂W_{k,m}",
+    lambda *a: trace.matrix_factor(*a),
+    {
+        "transposed": lambda G, a: trace.matrix_factor(G, a).T,
+        "∂L/∂W not transposed": lambda G, a: G @ torch.linalg.pinv(a),
+        "divided from the left": lambda G, a: (torch.linalg.pinv(a.T) @ G).T,
+        "multiplied, not divided": lambda G, a: G.T @ a.T,
+        "the diagonal alone": lambda G, a: torch.diag(torch.diag(G)) @ torch.linalg.pinv(a),
+        "divided element by element": lambda G, a: (torch.diag(G) / a).T / len(a),
+    },
+    _in_the_rows_of_alpha,
+)
+
+
 @chapter.row(
     "4.45",
     "The loss gradient as a trace",
@@ -129,5 +149,21 @@ chapter.exercise(
         "only k = m": lambda a, L, J: einsum("m,mem->em", torch.diag(L @ a), J),
         "α missing": lambda a, L, J: trace.coupling(L.sum(1), J),
         "L̃ missing": lambda a, L, J: trace.coupling(a.sum(0), J),
+    },
+)
+
+chapter.exercise(
+    "4.45 matrix",
+    "alpha (E, M), factor (M, E), dW (M, M, E, M) -> (E, M)",
+    "C[e, m] = Tr[L̃ α ∂W/∂α[e, m]] for any matrix W, with dW[k, l, e, m] = ∂W_{k,l}/∂α[e, m]",
+    lambda a, L, dW: einsum("kf,fl,lkem->em", L, a, dW),
+    {
+        "transposed": lambda a, L, dW: einsum("kf,fl,lkem->me", L, a, dW),
+        "∂W/∂α transposed": lambda a, L, dW: einsum("kf,fl,klem->em", L, a, dW),
+        "its diagonal only": lambda a, L, dW: einsum("kf,fk,kkem->em", L, a, dW),
+        "traces multiplied, not the factors": lambda a, L, dW: (L @ a).trace() * einsum("kkem->em", dW),
+        "α L̃, as printed": lambda a, L, dW: (a @ L).trace() * einsum("lkem->em", dW),
+        "α missing": lambda a, L, dW: einsum("kf,lkem->em", L, dW),
+        "L̃ missing": lambda a, L, dW: einsum("fl,lkem->em", a, dW),
     },
 )

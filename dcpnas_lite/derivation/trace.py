@@ -58,6 +58,20 @@ def right_division(dL_dw: Float[Tensor, " M"], alpha: Float[Tensor, "E M"]) -> F
     return factor
 
 
+def matrix_factor(dL_dW: Float[Tensor, "M M"], alpha: Float[Tensor, "E M"]) -> Float[Tensor, "M E"]:
+    """L̃ of 4.44, matrix reading: the shortest L̃ with L̃ α = (∂L/∂W)^T, by pseudo-inverse; dL_dW[k, m] = ∂L/∂W_{k,m}.
+
+    For L = ℓ(α W) with W = diag(w) it exists in every size, as (∂L/∂W)^T = δ^T α; it is δ^T itself where the rows of α are
+    independent (E ≤ M), another factor of the same product elsewhere. ValueError where no L̃ divides exactly.
+    """
+    _shapes(alpha=(alpha, "E M"), dL_dW=(dL_dW, "M M"))
+    factor = dL_dW.T @ torch.linalg.pinv(alpha.double()).to(alpha.dtype)
+    missed, size = torch.linalg.matrix_norm(factor @ alpha - dL_dW.T), torch.linalg.matrix_norm(dL_dW)
+    if not missed <= torch.finfo(alpha.dtype).eps ** 0.5 * size:  # so written, nan is refused, too
+        raise ValueError(f"dL_dW: expected (∂L/∂W)^T = L̃ α for some L̃, got one that misses every one by {missed / size:.3g}")
+    return factor
+
+
 def response_slices(dw: Float[Tensor, "E M"]) -> Float[Tensor, "M E M"]:
     """(∂w/∂α)_m of 4.46 for every m: slice m is E×M, its column m is dw[:, m], the rest is 0.
 
