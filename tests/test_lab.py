@@ -107,7 +107,7 @@ def test_arguments_must_stay_as_they_are():
 
 
 def test_unknown_equation_and_no_function():
-    with pytest.raises(ValueError, match="equation: expected one of 4.45 derived, got '4.45'"):
+    with pytest.raises(ValueError, match="equation: expected one of 4.45 derived, 4.45 matrix, got '4.45'"):
         lab.check("4.45", trace.coupling)
     with pytest.raises(ValueError, match="expected one of 4.21, 4.22.*got 'x'"):
         lab.mutants("x")
