@@ -49,7 +49,7 @@ from dcpnas_lite.engine import checkpoint
 from dcpnas_lite.evaluation import microbench
 from dcpnas_lite.evaluation import table as table_form
 from dcpnas_lite.evaluation.training import TrainConfig
-from dcpnas_lite.report.history import Course
+from dcpnas_lite.report.history import FinishedSearch
 
 SEARCH = ["rounds=1", "steps=2", "warmup=0", "channels=2", "layers=1", "batch=8"]
 MEMORY = 1 << 27  # bytes that reading one of the small files may take; a bomb has 1 << 28
@@ -137,9 +137,9 @@ def formats(folder: Path) -> list[Format]:
         Format("config.json", run / "config.json", lambda: command_line.finished(run, made_by)),
         Format("genotype.json", run / "genotype.json", lambda: command_line.finished(run, made_by)),
         Format("summary.json", run / "summary.json", lambda: command_line.read_summary(run)),
-        Format("history.npz", run / "history.npz", lambda: Course.load(run)),
-        Format("config.json, shown", run / "config.json", lambda: Course.load(run)),
-        Format("genotype.json, shown", run / "genotype.json", lambda: Course.load(run), checksum=False),
+        Format("history.npz", run / "history.npz", lambda: FinishedSearch.load(run)),
+        Format("config.json, shown", run / "config.json", lambda: FinishedSearch.load(run)),
+        Format("genotype.json, shown", run / "genotype.json", lambda: FinishedSearch.load(run), checksum=False),
         Format("genotype.json, alone", run / "genotype.json", lambda: command_line.read_genotype(run / "genotype.json"),
                checksum=False),
         Format("micro table", table, lambda: microbench.MicroBench.load(table), subset),

@@ -470,9 +470,9 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_show(args: argparse.Namespace) -> None:
     from .report import plots
-    from .report.history import Course
+    from .report.history import FinishedSearch
 
-    course = Course.load(args.run)
+    course = FinishedSearch.load(args.run)
     history, space, genotype = course.history, course.space, course.genotype
     text = course.report()
     print(text, end="")

@@ -146,13 +146,13 @@ def test_lazy_tangent_enters_every_so_many_steps_with_as_many_times_lambda(monke
 
 def test_second_order_darts_is_the_direct_gradient_and_the_coupling(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-    method = importlib.import_module("method")
-    sys.modules.pop("method")
+    cost = importlib.import_module("cost")
+    sys.modules.pop("cost")
     net = Supernet(MICRO, channels=2, layers=1).double()
     train, validation = (
         (torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.tensor(labels)) for labels in ([0, 1, 2, 3], [3, 2, 5, 0])
     )
-    got = method.unrolled_gradient(net, train, validation, 0.1)
+    got = cost.unrolled_gradient(net, train, validation, 0.1)
 
     def loss(batch):
         return lambda network: nas_loss(network(batch[0]), batch[1])

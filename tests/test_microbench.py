@@ -487,7 +487,7 @@ def test_a_bootstrap_interval_covers():
 
 @pytest.mark.parametrize(("name", "seeds"), [("digits", 20), ("fashion_mnist", 5)])
 def test_the_shipped_searches_are_of_all_methods_and_of_cells_without_none(name, seeds):
-    import methods
+    import search_methods as methods
 
     found = mb.cells_found(name)
     assert set(found) == set(methods.METHODS)
@@ -526,7 +526,7 @@ def test_a_wide_network_is_its_members(binary):
 
 @pytest.mark.parametrize("changes", [{"lam": 3.0}, {"backtracking": "refreshed", "refresh": 1}, {"networks": "parent"}])
 def test_a_wide_search_is_its_members(changes, monkeypatch):
-    import methods
+    import search_methods as methods
 
     from dcpnas_lite.data import digits
     from dcpnas_lite.engine.config import SearchConfig
@@ -542,7 +542,7 @@ def test_a_wide_search_is_its_members(changes, monkeypatch):
 
 
 def test_only_searches_of_one_shape_run_side_by_side():
-    import methods
+    import search_methods as methods
 
     changes = {"channels": 2, "layers": 1, "rounds": 1, "steps": 1, "batch": 16}
     jobs = [(method, changes, seed) for method in ("dcp-nas", "psi edge", "darts", "bnas") for seed in range(3)]
@@ -556,7 +556,7 @@ def test_only_searches_of_one_shape_run_side_by_side():
 
 
 def test_a_wide_selection_is_its_members(tmp_path):
-    import methods
+    import search_methods as methods
 
     from dcpnas_lite.data import digits
     from dcpnas_lite.engine.search import search
@@ -576,7 +576,7 @@ def test_a_wide_selection_is_its_members(tmp_path):
 
 
 def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
-    import methods
+    import search_methods as methods
 
     from dcpnas_lite.data import digits
     from dcpnas_lite.engine import search as loop

@@ -21,7 +21,7 @@ from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize, random
 from dcpnas_lite.network.operations import OPERATIONS
 from dcpnas_lite.network.supernet import MICRO, PAPER, Space
 from dcpnas_lite.report import plots
-from dcpnas_lite.report.history import Course, entropy, kept_edges, shares, skip_edges, skip_share
+from dcpnas_lite.report.history import FinishedSearch, entropy, kept_edges, shares, skip_edges, skip_share
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -145,7 +145,7 @@ def numbers(report: str, title: str) -> list[float]:
 
 def test_the_report_says_what_the_history_holds(tmp_path):
     history, genotype = write_run(tmp_path / "a", PAPER, [0, 0, 0, 1, 1])
-    report = Course.load(tmp_path / "a").report()
+    report = FinishedSearch.load(tmp_path / "a").report()
     assert str(genotype) in report
     assert "space paper, data digits, seed 3" in report and "defaults: space=paper, seed=3, rounds=7\n" in report
     assert "architecture steps: 5 (3 by the Parent, 2 by the Child)" in report
@@ -258,7 +258,7 @@ def test_a_damaged_history_is_refused_or_read(tmp_path):
         damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         try:
-            Course.load(tmp_path)
+            FinishedSearch.load(tmp_path)
         except ValueError as error:
             assert "history.npz" in str(error)
             refused += 1
@@ -272,14 +272,14 @@ def test_arrays_of_another_shape_are_named(tmp_path, name):
         arrays = dict(file)
     np.savez(tmp_path / "history.npz", **arrays | {name: arrays[name][:-1]})
     with pytest.raises(ValueError, match=f"{name}: expected an array of shape"):
-        Course.load(tmp_path)
+        FinishedSearch.load(tmp_path)
     del arrays[name]
     np.savez(tmp_path / "history.npz", **arrays)
     if name == "psi/normal":  # not every search learns ψ̃
-        assert "ψ̃" not in Course.load(tmp_path).report()
+        assert "ψ̃" not in FinishedSearch.load(tmp_path).report()
     else:
         with pytest.raises(ValueError, match=f"{name}: expected an array of shape .*, got nothing"):
-            Course.load(tmp_path)
+            FinishedSearch.load(tmp_path)
 
 
 # Pictures, read back artist by artist
@@ -288,7 +288,7 @@ def test_arrays_of_another_shape_are_named(tmp_path, name):
 @pytest.mark.parametrize("space", [MICRO, PAPER], ids=lambda space: space.name)
 def test_collapse_shows_entropy_skip_share_and_skip_edges(tmp_path, space):
     write_run(tmp_path, space, [0, 0, 1, 1, 0])
-    history = Course.load(tmp_path).history
+    history = FinishedSearch.load(tmp_path).history
     figure = plots.collapse(history, space)
     rows = np.reshape(figure.axes, (len(space.cell_types), 3))
     kept, skips = kept_edges(space), skip_edges(history, space)
@@ -316,7 +316,7 @@ def test_chance_line_is_the_mean_over_random_cells():
 
 def test_mix_shows_every_share_and_frames_the_cell(tmp_path):
     write_run(tmp_path, PAPER)
-    run = Course.load(tmp_path)
+    run = FinishedSearch.load(tmp_path)
     finals = {t: run.history[f"final/{t}"] for t in PAPER.cell_types}
     for axis, t in zip(plots.mix(finals, PAPER, run.genotype).axes, PAPER.cell_types, strict=False):
         p = 100 * torch.from_numpy(finals[t]).double().softmax(-1).numpy()
@@ -363,7 +363,7 @@ def test_the_shipped_search_is_small_and_holds_together():
     folder = TABLES / "paper-digits"
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "genotype.json", "history.npz"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 150_000
-    run = Course.load(folder)
+    run = FinishedSearch.load(folder)
     assert run.space is PAPER and run.settings["data"] == "digits" and run.settings["search"]["seed"] == 0
     assert set(run.networks) == {"Parent", "Child"} and len(set(map(len, run.networks.values()))) == 1
     finals = {t: run.history[f"final/{t}"] for t in PAPER.cell_types}
@@ -375,7 +375,7 @@ def test_the_shipped_search_is_small_and_holds_together():
 def test_the_trained_cells_are_the_shipped_ones():
     with (TABLES / "paper-cells.csv").open(newline="") as file:
         recipe, rows = json.loads(file.readline().removeprefix("#")), list(csv.DictReader(file))
-    cells = {"found": Course.load(TABLES / "paper-digits").genotype, "published": PUBLISHED}
+    cells = {"found": FinishedSearch.load(TABLES / "paper-digits").genotype, "published": PUBLISHED}
     cells |= {f"random-{k}": random_cell(PAPER, k) for k in range(3)}
     cells["perturbed"] = Genotype.from_json(next(row["genotype"] for row in rows if row["cell"] == "perturbed"))
     assert sorted((row["cell"], row["seed"]) for row in rows) == sorted((name, str(k)) for name in cells for k in range(3))
@@ -391,7 +391,7 @@ def test_the_trained_cells_are_the_shipped_ones():
 def test_a_shipped_history_is_rounded_but_for_the_final_alpha(tmp_path):
     history, _ = write_run(tmp_path / "run", PAPER)
     paper.ship(tmp_path / "run", tmp_path / "tables" / "x")
-    full, rounded = Course.load(tmp_path / "run"), Course.load(tmp_path / "tables" / "x")
+    full, rounded = FinishedSearch.load(tmp_path / "run"), FinishedSearch.load(tmp_path / "tables" / "x")
     assert rounded.genotype == full.genotype and rounded.settings == full.settings
     assert {v.dtype.itemsize for k, v in rounded.history.items() if k.startswith(("alpha/", "psi/"))} == {2}
     for name, values in full.history.items():

@@ -12,8 +12,7 @@ from ..data import Data, digits
 from ..engine.config import SearchConfig
 from ..engine.search import SearchResult, search
 from ..method.backtracking import Rule
-from ..network.genotype import Genotype
-from .plots import CHILD, PARENT, Figure, _figure, _plain, plain_style
+from .plots import CHILD, PARENT, Figure, canvas, label_axis, plain_style
 
 #: Two rounds on a MICRO supernet of 4 channels: some ten seconds a search on one core.
 SMALL = SearchConfig(channels=4, layers=2, batch=16, rounds=2, steps=8, warmup=0, measure_every=4)
@@ -61,7 +60,7 @@ class Comparison:
             ]
             lines.append("  mean            {:+.2f}   {:+.2f}".format(*both.mean(0)))
         lines += ["cells:", f"  {'edge':8} {'yours':14} source"]
-        yours, reference = _edges(self.yours.genotype), _edges(self.reference.genotype)
+        yours, reference = ({edge[:3]: edge[3] for edge in s.genotype.edges()} for s in (self.yours, self.reference))
         for edge in sorted(yours | reference):
             cell_type, source, target = edge
             where = f"{source} → {target}" + (" r" if cell_type == "reduce" else "")
@@ -73,9 +72,9 @@ class Comparison:
         """The cosines of both rules along the search, and how far the two searches' α move apart."""
         history = self.reference.history
         steps, cell_types = history["measured"].astype(int), list(self.reference.alphas)
-        figure, axes = _figure(1, 1 + len(cell_types), 4.2 * (1 + len(cell_types)), 3.2)
+        figure, axes = canvas(1, 1 + len(cell_types), 4.2 * (1 + len(cell_types)), 3.2)
         for axis, cell_type in zip(axes.flat, cell_types, strict=False):
-            _plain(axis, f"correction and coupling, {cell_type} cell", "architecture step", "cosine with −C")
+            label_axis(axis, f"correction and coupling, {cell_type} cell", "architecture step", "cosine with −C")
             axis.axhline(0, color="black", lw=0.8)
             for values, name, colour in zip(self.cosines(cell_type), ("yours", "the source's"), (CHILD, PARENT), strict=True):
                 axis.plot(steps, values, "o-", color=colour, label=name)
@@ -85,7 +84,7 @@ class Comparison:
             np.square(self.yours.history[f"alpha/{t}"] - history[f"alpha/{t}"]).sum((1, 2)) for t in cell_types
         )
         size = sum(np.square(history[f"alpha/{t}"]).sum((1, 2)) for t in cell_types)
-        _plain(axes.flat[-1], f"your rule {self.verdict}", "architecture step", "‖α yours − α source‖ / ‖α source‖")
+        label_axis(axes.flat[-1], f"your rule {self.verdict}", "architecture step", "‖α yours − α source‖ / ‖α source‖")
         axes.flat[-1].plot(np.sqrt(difference / size), ".-", color=CHILD)
         axes.flat[-1].set_ylim(bottom=0)
         return figure
@@ -111,13 +110,3 @@ def compare(rule: Rule, config: SearchConfig | None = None, data: Data | None = 
     config = dataclasses.replace(config, backtracking="learned")
     data = digits(size=8) if data is None else data
     return Comparison(search(data, config, copy.deepcopy(rule)), search(data, config), config)
-
-
-def _edges(genotype: Genotype) -> dict[tuple[str, int, int], str]:
-    """(cell type, source, target) → operation."""
-    return {
-        (cell_type, source, target): name
-        for cell_type, nodes in genotype.cells.items()
-        for target, edges in enumerate(nodes, genotype.inputs)
-        for name, source in edges
-    }

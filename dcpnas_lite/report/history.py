@@ -63,7 +63,7 @@ def kept_edges(space: Space) -> int:
 
 
 @dataclass(frozen=True)
-class Course:
+class FinishedSearch:
     """What the folder of a finished search holds.
 
     settings: config.json. history: history.npz, see `search`; `final/T` is the last α of cell type T, (E, M).
@@ -75,7 +75,7 @@ class Course:
     history: dict[str, np.ndarray]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> Course:
+    def load(cls, folder: str | os.PathLike) -> FinishedSearch:
         """Read config.json, genotype.json and history.npz; ValueError names the file that is missing or is something else."""
         folder = Path(folder)
         for name in ("config.json", "history.npz", "genotype.json"):
@@ -155,8 +155,7 @@ class Course:
 
     def _final(self, cell_type: str) -> Iterator[str]:
         space, alpha, m = self.space, self.history[f"final/{cell_type}"], len(self.space.operations)
-        nodes = enumerate(self.genotype.cells[cell_type], space.inputs)
-        kept = {(source, target): name for target, edges in nodes for name, source in edges}
+        kept = {(source, target): name for t, source, target, name in self.genotype.edges() if t == cell_type}
         yield f"{cell_type} cell, final softmax(α); equal shares are {1 / m:.3f}, their entropy is ln {m} = {math.log(m):.3f}"
         yield f"{'edge':8}{'strongest':15}{'share':>6}{SKIP:>14}{'entropy':>9}  in the cell"
         for edge, p, h, skip in zip(space.edges, shares(alpha), entropy(alpha), skip_share(alpha, space), strict=True):

@@ -55,12 +55,14 @@ class Figure(matplotlib.figure.Figure):
         return out.getvalue()
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+def canvas(rows: int, columns: int, width: float, height: float, **options) -> tuple[Figure, np.ndarray]:
+    """A figure of that many inches, and its axes (rows, columns)."""
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white", layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _plain(axis: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
+def label_axis(axis: Axes, title: str, xlabel: str = "", ylabel: str = "") -> None:
+    """Title and labels of an axis, in the style of all pictures here."""
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.set_title(title, fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
@@ -79,11 +81,11 @@ def _cell_name(cell_type: str) -> str:
 @plain_style
 def cell(genotype: Genotype) -> Figure:
     """Draw the cell, or the normal and the reduction cell: nodes in a row, one arrow with its operation per edge."""
-    arcs = {name: _arcs(nodes, genotype.inputs) for name, nodes in genotype.cells.items()}
+    arcs = {cell_type: _arcs(genotype, cell_type) for cell_type in genotype.cells}
     heights = [1.15 + max((apex for *_, apex in cell_arcs), default=0) for cell_arcs in arcs.values()]
     last = genotype.inputs + len(genotype.normal) - 1
     inch = 1.45  # per unit, a unit being the distance of two nodes
-    figure, axes = _figure(len(arcs), 1, (last + 1.85) * inch, sum(heights) * inch + 0.3 * len(arcs), height_ratios=heights)
+    figure, axes = canvas(len(arcs), 1, (last + 1.85) * inch, sum(heights) * inch + 0.3 * len(arcs), height_ratios=heights)
     for axis, (name, cell_arcs), height in zip(axes.flat, arcs.items(), heights, strict=True):
         axis.set(xlim=(-0.35, last + 1.5), ylim=(-0.75, height - 0.75), aspect="equal")
         axis.set_title(_cell_name(name), fontsize=10)
@@ -92,11 +94,11 @@ def cell(genotype: Genotype) -> Figure:
     return figure
 
 
-def _arcs(nodes: tuple, inputs: int) -> list[tuple[str, int, int, float]]:
+def _arcs(genotype: Genotype, cell_type: str) -> list[tuple[str, int, int, float]]:
     """(operation, source, target, height of the arc) of every edge; equal edges stand above each other."""
     arcs, seen = [], Counter()
-    for target, edges in enumerate(nodes, inputs):
-        for name, source in edges:
+    for of, source, target, name in genotype.edges():
+        if of == cell_type:
             arcs.append((name, source, target, 0.5 * (target - source - 1 + seen[source, target])))
             seen[source, target] += 1
     return arcs
@@ -157,7 +159,7 @@ def psi(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "norma
 def _edges(values: Float[np.ndarray, "T E M"], shaded: np.ndarray, space: Space, ylabel: str) -> Figure:
     columns = min(len(space.edges), 5)
     rows = -(-len(space.edges) // columns)
-    figure, axes = _figure(rows, columns, max(2.0 * columns, 7.5), 1.9 * rows + 0.9, sharex=True, sharey=True)
+    figure, axes = canvas(rows, columns, max(2.0 * columns, 7.5), 1.9 * rows + 0.9, sharex=True, sharey=True)
     for e, axis in enumerate(axes.flat):
         if e >= len(space.edges):
             axis.set_axis_off()
@@ -168,7 +170,7 @@ def _edges(values: Float[np.ndarray, "T E M"], shaded: np.ndarray, space: Space,
             axis.plot(values[:, e, m], style, color=COLOURS[name], lw=1.6, label=label(name), marker=_marker(values))
         source, target = space.edges[e]
         below = e + columns >= len(space.edges)
-        _plain(axis, f"edge {source} → {target}", "architecture step" if below else "", ylabel if e % columns == 0 else "")
+        label_axis(axis, f"edge {source} → {target}", "architecture step" if below else "", ylabel if e % columns == 0 else "")
         _whole_steps(axis)
         axis.tick_params(labelbottom=below)
     handles = axes.flat[0].get_legend_handles_labels()[0]
@@ -209,9 +211,9 @@ def losses(history: Mapping[str, np.ndarray]) -> Figure:
     The Parent's losses are L_NAS; a Child with a Parent has −G (+ μ L_R in the weight loss), one without has L_NAS.
     """
     child = np.asarray(history["network"]) == 1
-    figure, axes = _figure(1, 3, 9.0, 2.9)
+    figure, axes = canvas(1, 3, 9.0, 2.9)
     for axis, key, title in zip(axes.flat[:2], ("weight_loss", "alpha_loss"), ("loss of w", "loss of α"), strict=True):
-        _plain(axis, title, "architecture step", "loss")
+        label_axis(axis, title, "architecture step", "loss")
         for mine, name, colour in ((~child, "Parent", PARENT), (child, "Child", CHILD)):
             if mine.any():
                 axis.plot(np.flatnonzero(mine), np.asarray(history[key])[mine], ".", color=colour, ms=5, label=name)
@@ -219,7 +221,7 @@ def losses(history: Mapping[str, np.ndarray]) -> Figure:
         axis.set_ylim(bottom=0)
         axis.legend(frameon=False)
     axis = axes.flat[2]
-    _plain(axis, "tangent distance D (Child)", "architecture step", "D")
+    label_axis(axis, "tangent distance D (Child)", "architecture step", "D")
     known = np.isfinite(history["distance"])
     if known.any():
         axis.semilogy(np.flatnonzero(known), np.asarray(history["distance"])[known], ".", color=CHILD, ms=5)
@@ -240,7 +242,7 @@ def collapse(history: Mapping[str, np.ndarray], space: Space) -> Figure:
     shaded, m = np.asarray(history["network"]) == 1, len(space.operations)
     skips, kept = skip_edges(history, space), kept_edges(space)
     offered, colour = SKIP in space.operations, COLOURS["sep_conv_3x3"]
-    figure, axes = _figure(len(skips), 3, 9.0, 2.5 * len(skips) + 0.6, sharex=True)
+    figure, axes = canvas(len(skips), 3, 9.0, 2.5 * len(skips) + 0.6, sharex=True)
     for row, (cell_type, count) in zip(axes, skips.items(), strict=True):
         alpha = history[f"alpha/{cell_type}"]
         last = cell_type == space.cell_types[-1]
@@ -250,7 +252,7 @@ def collapse(history: Mapping[str, np.ndarray], space: Space) -> Figure:
             ("edges with skip", f"of the {kept} edges", count[:, None], kept * offered / len(set(space.operations) - {"none"})),
         )
         for axis, (title, ylabel, values, equal) in zip(row, panels, strict=True):
-            _plain(axis, f"{title}, {_cell_name(cell_type)}", "architecture step" if last else "", ylabel)
+            label_axis(axis, f"{title}, {_cell_name(cell_type)}", "architecture step" if last else "", ylabel)
             _shade(axis, shaded)
             style = dict(color=colour, marker=_marker(values), drawstyle="steps-mid" if axis is row[2] else "default")
             axis.plot(values, lw=0.7, alpha=0.45, **style)
@@ -279,14 +281,14 @@ def mix(alphas: Mapping[str, np.ndarray], space: Space, genotype: Genotype | Non
     equal = 100 / len(space.operations)
     span = max(*(np.abs(v - equal).max() for v in values.values()), 1e-9)
     height = 0.27 * len(space.edges) + 1.6
-    figure, axes = _figure(1, len(values), 4.6 * len(values), height, sharey=True)
+    figure, axes = canvas(1, len(values), 4.6 * len(values), height, sharey=True)
     for axis, (cell_type, share) in zip(axes.flat, values.items(), strict=True):
         picture = axis.imshow(share, cmap="PuOr", vmin=equal - span, vmax=equal + span, aspect="auto")
         for (e, m), value in np.ndenumerate(share):
             dark = abs(value - equal) > 0.6 * span
             axis.text(m, e, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
-        for target, edges in enumerate(genotype.cells[cell_type] if genotype else (), space.inputs):
-            for name, source in edges:
+        for of, source, target, name in genotype.edges() if genotype else ():
+            if of == cell_type:
                 corner = space.operations.index(name) - 0.5, space.edges.index((source, target)) - 0.5
                 axis.add_patch(Rectangle(corner, 1, 1, fill=False, lw=1.8, edgecolor="black"))
         axis.set_title(_cell_name(cell_type), fontsize=10)

@@ -3,11 +3,12 @@ r"""Search methods scored on the micro tables, one search after the other or man
 The tables of chapter 11: all methods in a small setting, on both data sets; louder and softer tangents; the final network's size.
 
     SMALL='"channels": 4, "batch": 16, "rounds": 4, "steps": 9, "alpha_lr": 0.06'
-    python benchmarks/methods.py --wide 60 --changes "{$SMALL}" --out runs/small-digits.jsonl
-    python benchmarks/methods.py --wide 60 --changes "{$SMALL}" --out runs/small-fashion.jsonl --data fashion_mnist --seeds 0 5
-    python benchmarks/methods.py --wide 60 --out runs/lambda-digits.jsonl --methods dcp-nas --changes "{$SMALL, \"lam\": 10.0}"
-    python benchmarks/methods.py --workers 2 --out runs/scored-digits.jsonl --methods dcp-nas cp-nas bnas darts --changes \
-        '{"channels": 16, "layers": 3, "rounds": 6, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"}'
+    LARGE='"channels": 16, "layers": 3, "rounds": 6, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
+    MAKE="python benchmarks/search_methods.py --out"
+    $MAKE runs/small-digits.jsonl --wide 60 --changes "{$SMALL}"
+    $MAKE runs/small-fashion.jsonl --wide 60 --changes "{$SMALL}" --data fashion_mnist --seeds 0 5
+    $MAKE runs/lambda-digits.jsonl --wide 60 --changes "{$SMALL, \"lam\": 10.0}" --methods dcp-nas
+    $MAKE runs/scored-digits.jsonl --workers 2 --changes "{$LARGE}" --methods dcp-nas cp-nas bnas darts
 
 A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE` writes the finished searches as a
 table: methods-digits.csv, methods-fashion_mnist.csv, lambda-digits.csv, selection-digits.csv. Their rows name all changes, so

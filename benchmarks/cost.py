@@ -1,6 +1,6 @@
 """What an iteration of the method costs: beside DARTS, part by part, by curvature, and as the supernet grows. One thread.
 
-    python benchmarks/method.py [--out FOLDER] [--repeats 7]
+    python benchmarks/cost.py [--out FOLDER] [--repeats 7]
 
 Everything within a table is timed in turn in one run, so that a ratio of medians does not depend on what else the machine
 does. An iteration is one weight step and one architecture step of each network, taken by the search itself; what happens
