@@ -54,7 +54,7 @@ from dcpnas_lite.method import backtracking as rules
 from dcpnas_lite.method.tangent import distance_slope
 from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.genotype import discretize
-from dcpnas_lite.network.operations import CONVOLUTIONS, Operation
+from dcpnas_lite.network.operations import CONVOLUTIONS, REGISTRY
 from dcpnas_lite.network.supernet import MICRO, Supernet
 
 TUNING = range(1000, 1020)
@@ -115,19 +115,12 @@ class WideSupernet(nn.Module):
         mix, x = alpha.softmax(-1), self.stem(x)
         for prepare, cell in zip(self.preprocess, self.cells, strict=True):
             nodes = [prepare(x), None, None]
-            entered: dict = {}
             for e, (i, j) in enumerate(MICRO.edges):
                 terms = []
                 for m, (name, op) in enumerate(cell[e].items()):
                     if name == "none":
                         continue
-                    if isinstance(op, Operation):
-                        if (i, op.key) not in entered:
-                            entered[i, op.key] = op.enter(nodes[i])
-                        out = op.body(entered[i, op.key])
-                    else:
-                        out = op(nodes[i])
-                    terms.append(mix[..., e, m, None, None, None] * out.unflatten(1, (self.width, -1)))
+                    terms.append(mix[..., e, m, None, None, None] * op(nodes[i]).unflatten(1, (self.width, -1)))
                 total = sum(terms[1:], terms[0]).flatten(1, 2)
                 nodes[j] = total if nodes[j] is None else nodes[j] + total
             x = torch.cat([node.unflatten(1, (self.width, -1)) for node in nodes[1:]], 2).flatten(1, 2)
@@ -181,7 +174,7 @@ class Weights:
         """R(w_m) as `weight_norms`, (K, M) on the CPU."""
         values = (self.beta() if self.net.binary else self.flat).square()
         return (values @ self.onehot).cpu() / self.count + torch.tensor(
-            [{"none": 0.0, "skip_connect": 1.0}.get(n, 0.0 if n in CONVOLUTIONS else (1 / 9) ** 2) for n in MICRO.operations]
+            [REGISTRY[name].size or 0.0 for name in MICRO.operations]
         )
 
     def step(self, loss: Tensor, mu: Tensor, decay: float) -> None:

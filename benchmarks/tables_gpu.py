@@ -28,7 +28,7 @@ from dcpnas_lite.data import batches
 from dcpnas_lite.evaluation import build, table
 from dcpnas_lite.evaluation.cells import genotype
 from dcpnas_lite.evaluation.training import TrainResult
-from dcpnas_lite.network.binarize import BinaryConv2d, SignedLayer, scaled_prelu, sign
+from dcpnas_lite.network.binarize import BinaryConv2d, sign
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.supernet import MICRO
 
@@ -42,8 +42,6 @@ def _pointwise(conv, x: Tensor) -> Tensor:
     if isinstance(conv, BinaryConv2d):
         x, weight = sign(x), sign(weight)
     out = torch.matmul(weight, x.reshape(n, conv.groups, -1, h * w)).view(n, -1, h, w)
-    if isinstance(conv, SignedLayer):
-        return scaled_prelu(out, conv.beta(), conv.slope)
     return out * conv.beta().view(1, -1, 1, 1) if isinstance(conv, BinaryConv2d) else out
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dcpnas_lite.network.binarize import BinaryConv2d, Sign, SignedLayer, reconstruction_error, scale, sign
+from dcpnas_lite.network.binarize import BinaryConv2d, reconstruction_error, scale, sign
 
 DTYPES = (torch.float32, torch.float64)
 FINITE = {
@@ -98,6 +97,42 @@ def test_window_is_closed_at_both_ends(dtype):
     with forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(sign(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
     assert tangent.tolist() == expected
+
+
+class _Signs(torch.nn.Module):
+    def forward(self, x):
+        return sign(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["traced", "traced with a gradient", "exported", "compiled", "eager backend", "vmap"])
+def test_sign_recorded_is_the_sign(how):
+    """Recorded on one input, called on another: values and, where it has one, the derivative are those of eager mode."""
+    first, x = normal(7), torch.tensor([-2.0, -1.0, -0.5, -0.0, 0.5, 1.0, 1.5], dtype=torch.float64)
+    torch._dynamo.reset()
+    recorded = {
+        "traced": lambda: torch.jit.trace(sign, (first,)),
+        "traced with a gradient": lambda: torch.jit.trace(sign, (first.clone().requires_grad_(),)),
+        "exported": lambda: torch.export.export(_Signs(), (first,)).module(),
+        "compiled": lambda: torch.compile(sign, backend="aot_eager"),
+        "eager backend": lambda: torch.compile(sign, backend="eager"),
+        "vmap": lambda: torch.func.vmap(sign),
+    }[how]()
+    assert recorded(x).tolist() == [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0]
+    leaf = x.clone().requires_grad_()
+    assert torch.autograd.grad(recorded(leaf).sum(), leaf)[0].tolist() == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_sign_under_torch_func():
+    x = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], dtype=torch.float64)
+    window = (x.abs() <= 1).double()
+    assert torch.equal(torch.func.grad(lambda t: sign(t).sum())(x), window)
+    assert torch.equal(torch.func.jvp(sign, (x,), (3 * window,))[1], 3 * window)
+    assert torch.equal(torch.func.vmap(torch.func.grad(sign))(x), window)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        assert torch.equal(jacobian(sign)(x), window.diag())
+    for outer, inner in itertools.product((torch.func.jacrev, torch.func.jacfwd), repeat=2):
+        assert torch.equal(outer(inner(lambda t: sign(t).square().sum()))(x), 2 * window.diag())
 
 
 # -- scale and reconstruction error -----------------------------------------------------------------------------------
@@ -316,60 +351,3 @@ def test_double_backward_of_the_convolution_agrees_with_forward_over_reverse():
         forward = forward_ad.unpack_dual(gradient(forward_ad.make_dual(w, v))).tangent
     assert reverse.abs().max() > 1
     torch.testing.assert_close(forward, reverse, rtol=1e-10, atol=1e-10)
-
-
-# -- the layer of a supernet ------------------------------------------------------------------------------------------
-
-
-def layer_and_plain(stride: int = 1):
-    """Sign and SignedLayer, and what they stand for, as functions of (x, weight, slope); slopes below 0 and above 1 too."""
-    layer = SignedLayer(4, 4, 3, stride=stride, padding=1, groups=2).double()
-    conv = BinaryConv2d(4, 4, 3, stride=stride, padding=1, groups=2).double()
-    inputs = [1.5 * normal(2, 4, 5, 5, seed=1), weights(4, 2, 3, 3), torch.tensor([0.25, -0.5, 1.5, 0.0], dtype=torch.float64)]
-
-    def fast(x, weight, slope):
-        return torch.func.functional_call(layer, {"weight": weight, "slope": slope}, Sign(layer.shift)(x))
-
-    def plain(x, weight, slope):
-        return F.prelu(torch.func.functional_call(conv, {"weight": weight}, x), slope)
-
-    return fast, plain, [t.requires_grad_() for t in inputs]
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_supernet_layer_equals_convolution_and_prelu(stride):
-    fast, plain, inputs = layer_and_plain(stride)
-    outputs = [f(*inputs) for f in (fast, plain)]
-    assert (outputs[1] == 0).any()  # ties of the signs, where PReLU has its kink
-    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
-    upstream = normal(*outputs[0].shape, seed=2)
-    for got, want in zip(*(torch.autograd.grad(out, inputs, upstream) for out in outputs), strict=True):
-        assert want.any()
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("moved", [(0,), (1,), (2,), (0, 1, 2)])
-def test_supernet_layer_in_forward_mode(moved):
-    """Against the reverse mode of the plain form: torch's forward mode of PReLU takes the other side at 0 than its reverse."""
-    fast, plain, inputs = layer_and_plain()
-    out = plain(*inputs)
-    upstream, tangents = normal(*out.shape, seed=2), [normal(*t.shape, seed=5 + k) for k, t in enumerate(inputs)]
-    with forward_ad.dual_level():
-        duals = [forward_ad.make_dual(t, tangents[k]) if k in moved else t for k, t in enumerate(inputs)]
-        forward = (forward_ad.unpack_dual(fast(*duals)).tangent * upstream).sum()
-    gradients = torch.autograd.grad(out, inputs, upstream)
-    reverse = sum((gradients[k] * tangents[k]).sum() for k in moved)
-    assert abs(reverse) > 1
-    torch.testing.assert_close(forward, reverse, rtol=1e-12, atol=1e-12)
-
-
-def test_supernet_layer_differentiated_twice():
-    fast, plain, inputs = layer_and_plain()
-    seconds = []
-    for f in (fast, plain):
-        first = torch.autograd.grad(f(*inputs).pow(3).sum(), inputs, create_graph=True)
-        inner = sum((g * normal(*g.shape, seed=7 + k)).sum() for k, g in enumerate(first))
-        seconds.append(torch.autograd.grad(inner, inputs))
-    for got, want in zip(*seconds, strict=True):
-        assert want.any()
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The eight operations: shapes, gradients, what the 1-bit ones multiply, and dilation against the direct form."""
+"""The eight operations and the registry: shapes, gradients, what the 1-bit ones multiply, and one of the reader's own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dcpnas_lite.data import digits
+from dcpnas_lite.evaluation.training import TrainConfig, train
+from dcpnas_lite.method.backtracking import weight_norms
 from dcpnas_lite.network.binarize import BinaryConv2d
-from dcpnas_lite.network.operations import CONVOLUTIONS, OPERATIONS, Dilated, FactorizedReduce, Operation, operation
+from dcpnas_lite.network.genotype import Genotype
+from dcpnas_lite.network.operations import (
+    CONVOLUTIONS,
+    OPERATIONS,
+    REGISTRY,
+    EverySecond,
+    FactorizedReduce,
+    convolution,
+    operation,
+    register,
+)
+from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet
+from dcpnas_lite.report import plots
 
 EVERY = list(itertools.product(OPERATIONS, (1, 2), (False, True)))
 
@@ -128,37 +143,6 @@ def test_binary_operations_multiply_only_plus_and_minus_one(name, stride, monkey
         assert (tensor.abs() == 1).all()
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 7), (6, 5), (5, 8), (3, 1)])
-@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
-@pytest.mark.parametrize("depthwise", [False, True])
-def test_dilated_equals_dilation_2(size, kernel, stride, depthwise):
-    groups = 4 if depthwise else 1
-    conv = nn.Conv2d(4, 4, kernel, padding=kernel // 2, groups=groups, bias=False).double()
-    direct = nn.Conv2d(4, 4, kernel, stride, kernel - 1, dilation=2, groups=groups, bias=False).double()
-    direct.weight = conv.weight
-    x = images(2, 4, *size).requires_grad_()
-    ours, expected = Dilated(conv, stride)(x), direct(x)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
-    upstream = images(*expected.shape, seed=1)
-    for got, want in zip(*(torch.autograd.grad(out, (x, conv.weight), upstream) for out in (ours, expected)), strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 7), (6, 5), (5, 8), (3, 1)])
-@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
-@pytest.mark.parametrize("pad_value", [-1.0, 1.0])
-def test_binary_dilated_equals_dilation_2(size, kernel, stride, pad_value):
-    conv = BinaryConv2d(4, 4, kernel, padding=kernel // 2, groups=4, pad_value=pad_value).double()
-    x = images(2, 4, *size).requires_grad_()
-    direct = BinaryConv2d(4, 4, kernel, stride, kernel - 1, dilation=2, groups=4, pad_value=pad_value).double()
-    direct.weight = conv.weight
-    ours, expected = Dilated(conv, stride)(x), direct(x)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
-    upstream = images(*expected.shape, seed=1)
-    for got, want in zip(*(torch.autograd.grad(out, (x, conv.weight), upstream) for out in (ours, expected)), strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
-
-
 def test_factorized_reduce_sees_every_second_pixel_of_two_grids():
     reduce = FactorizedReduce(3, 4, False, affine=False).double()
     x = images(2, 3, 6, 6)
@@ -200,23 +184,10 @@ def test_sizes_are_halved_up_to_the_next_integer(name, stride, binary, size):
 def test_pointwise_convolutions_of_stride_2_are_left_to_torch_from_8_channels_on(binary, affine):
     """With fewer input channels, channels last, torch's own corrupts its memory."""
     for channels, stride in ((6, 1), (8, 2)):
-        modules = operation("skip_connect", channels, 2, binary, affine).modules()
+        modules = list(operation("skip_connect", channels, 2, binary, affine).modules())
         convolutions = [m for m in modules if isinstance(m, nn.Conv2d | BinaryConv2d)]
         assert len(convolutions) == 2 and all(m.stride in (stride, (stride, stride)) for m in convolutions)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("binary", [False, True])
-def test_operations_of_the_same_key_enter_alike(stride, binary):
-    """What the supernet computes once per node must be the same function, without weights or state of its own."""
-    x, entered = images(2, 4, 8, 8), {}
-    for name in OPERATIONS:
-        op = operation(name, 4, stride, binary, affine=False).double()
-        if isinstance(op, Operation):
-            assert not list(op.enter.parameters()) and not list(op.enter.buffers())
-            first = entered.setdefault(op.key, op.enter(x))
-            assert torch.equal(op.enter(x), first)
-    assert len(entered) == 3  # max pooling, average pooling, and the four convolutions together
+        assert sum(isinstance(m, EverySecond) for m in modules) == (2 if stride == 1 else 0)
 
 
 def test_supernet_form_has_no_batchnorm_state_and_discrete_form_has():
@@ -234,3 +205,81 @@ def test_supernet_form_has_no_batchnorm_state_and_discrete_form_has():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         operation(*arguments)
+
+
+# -- the registry -----------------------------------------------------------------------------------------------------
+
+
+def conv_3x3(channels, stride, binary, affine):
+    return nn.Sequential(*convolution(channels, channels, 3, binary, affine, stride))
+
+
+@pytest.fixture
+def registry():
+    """What a test registers is forgotten after it."""
+    before = dict(REGISTRY)
+    yield REGISTRY
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+def test_the_spaces_of_the_source_keep_their_eight(registry):
+    register("conv_3x3", conv_3x3)
+    assert "conv_3x3" in REGISTRY and len(REGISTRY) == 9
+    assert MICRO.operations == PAPER.operations == Space("new", 1, 2, ("normal",)).operations == OPERATIONS
+    assert OPERATIONS == tuple(REGISTRY)[:8]
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_one_registration_is_enough(registry, binary):
+    """For the supernet, R(w_m), a cell and its JSON, training and plots."""
+    register("conv_3x3", conv_3x3, colour="#123456")
+    register("mean", lambda channels, stride, *_: nn.AvgPool2d(stride, ceil_mode=True), size=0.25)
+    space = Space("mine", 1, 2, ("normal", "reduce"), ("mean", "none", "conv_3x3"))
+    net = Supernet(space, channels=4, layers=2, binary=binary)
+    assert net(images(2, 1, 7, 8).float()).isfinite().all()
+    norms = weight_norms(net, "reduce")
+    weights = [edge["conv_3x3"].get_parameter("1.weight").detach() for edge in net.cells[1].edges]
+    if binary:
+        weights = [w.abs().mean((1, 2, 3), keepdim=True).expand_as(w) for w in weights]
+    torch.testing.assert_close(norms, torch.tensor([0.25, 0.0, sum(w.square().sum().item() for w in weights) / 3]))
+    cell = Genotype.from_operations(MICRO, ["conv_3x3", "skip_connect", "mean"])
+    assert Genotype.from_json(cell.to_json()) == cell
+    trained = train(cell, digits(size=8), 1 if binary else 32, TrainConfig(channels=2, layers=1, epochs=1, batch=512))
+    assert [m for m in trained.network.modules() if isinstance(m, nn.Conv2d | BinaryConv2d) and m.weight.shape[1:] == (2, 3, 3)]
+    arrows = plots.cell(cell).axes[0].patches
+    assert {plots.matplotlib.colors.to_hex(a.get_edgecolor()) for a in arrows} >= {"#123456", "#000000", "#666666"}
+
+
+def test_the_same_name_once_more_replaces_the_first(registry):
+    register("mine", conv_3x3)
+    register("mine", lambda channels, stride, *_: nn.MaxPool2d(3, stride, 1), size=0.5)
+    assert isinstance(operation("mine", 4, 2, False), nn.MaxPool2d) and REGISTRY["mine"].size == 0.5
+
+
+def test_registering_draws_no_random_numbers(registry):
+    state = torch.get_rng_state()
+    register("conv_3x3", conv_3x3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("skip_connect", conv_3x3), "^name: expected one that is not of the source's 8 operations, got 'skip_connect'$"),
+    (("conv 3x3", conv_3x3), "^name: expected an identifier like conv_3x3 that is no attribute of a module, got 'conv 3x3'$"),
+    (("forward", conv_3x3), "^name: expected an identifier like conv_3x3 that is no attribute of a module, got 'forward'$"),
+    ((3, conv_3x3), "^name: expected an identifier like conv_3x3 that is no attribute of a module, got 3$"),
+    (("mine", lambda *_: nn.Identity()), r"^mine: expected \(2, 4, 5, 5\) → \(2, 4, 3, 3\) with stride 2, got \(2, 4, 5, 5\)$"),
+    (("mine", lambda c, *_: nn.Conv2d(c, 1, 1)), r"^mine: expected \(2, 4, 5, 5\) → \(2, 4, 5, 5\) with stride 1, got \(2, 1, "),
+    (("mine", conv_3x3, -1.0), "^size: expected a finite number of at least 0, got -1.0$"),
+])  # fmt: skip
+def test_a_bad_registration_is_named_and_leaves_nothing(registry, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        register(*arguments)
+    assert len(REGISTRY) == 8
+
+
+def test_names_that_are_not_registered_are_refused():
+    with pytest.raises(ValueError, match="^operations: expected distinct names of .*'conv_3x3'"):
+        Space("mine", 1, 2, ("normal",), ("none", "conv_3x3"))
+    with pytest.raises(ValueError, match="^normal, node 1: expected an operation of none, .*, got 'conv_3x3'$"):
+        Genotype(1, ((("conv_3x3", 0),),))

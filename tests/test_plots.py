@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch
 
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype
-from dcpnas_lite.network.operations import OPERATIONS
+from dcpnas_lite.network.operations import OPERATIONS, REGISTRY
 from dcpnas_lite.network.supernet import MICRO, PAPER, Space
 from dcpnas_lite.report import plots
 
@@ -42,7 +42,7 @@ def test_the_published_cells_are_drawn_edge_by_edge():
     assert [axis.get_title() for axis in axes] == ["normal cell", "reduction cell"]
     for axis, nodes in zip(axes, PUBLISHED.cells.values(), strict=True):
         arrows = [p for p in axis.patches if isinstance(p, FancyArrowPatch)]
-        wanted = [(plots.COLOURS[name], source, target) for target, edges in enumerate(nodes, 2) for name, source in edges]
+        wanted = [(REGISTRY[name].colour, source, target) for target, edges in enumerate(nodes, 2) for name, source in edges]
         drawn = [(to_hex(a.get_edgecolor()).upper(), *(int(x) for x, _ in a._posA_posB)) for a in arrows]
         assert drawn == wanted
         names = [plots.label(name) for edges in nodes for name, _ in edges]

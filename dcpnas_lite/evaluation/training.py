@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data import Data, Split, batches
+from ..engine.fast import accelerate
 from ..method.objectives import nas_loss
 from ..network.discrete import DiscreteNetwork
 from ..network.genotype import Genotype
@@ -82,7 +83,7 @@ def train(
         network = DiscreteNetwork(
             genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1
         ).to(device)
-    network.set_precision(precision)
+    accelerate(network).set_precision(precision)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     size = min(config.batch, len(data.train))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * (len(data.train) // size))

@@ -63,7 +63,6 @@ class DiscreteNetwork(Skeleton):
             affine=True,
         )
         self.genotype = genotype
-        self.to(memory_format=self.memory_format)
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N classes"]:
         return self.run(x)

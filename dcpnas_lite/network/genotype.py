@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .operations import OPERATIONS
+from .operations import REGISTRY
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,8 +43,8 @@ class Genotype:
             for target, edges in enumerate(nodes, self.inputs):
                 for name, source in edges:
                     where = f"{cell_type}, node {target}"
-                    if name not in OPERATIONS:
-                        raise ValueError(f"{where}: expected an operation of {', '.join(OPERATIONS)}, got {name!r:.60}")
+                    if name not in [*REGISTRY]:
+                        raise ValueError(f"{where}: expected an operation of {', '.join(REGISTRY)}, got {name!r:.60}")
                     if type(source) is not int or not 0 <= source < target:
                         raise ValueError(f"{where}: expected a source node in 0 … {target - 1}, got {source!r:.60}")
         if self.reduce is not None and len(self.reduce) != len(self.normal):

@@ -1,6 +1,6 @@
-"""The M = 8 candidate operations of an edge (Eq. 4.27), real-valued or 1-bit, by name.
+"""The candidate operations of an edge (Eq. 4.27), real-valued or 1-bit, by name. A new one is one call of `register`.
 
-From the source: the eight operations, and that in the Child the convolutions take binarized weights and activations.
+From the source: the M = 8 operations, and that in the Child the convolutions take binarized weights and activations.
 From DARTS, whose search space the source uses: convolutions are depthwise separable (the separable ones applied twice,
 the dilated ones once, dilation 2), ReLU-Conv-BatchNorm in the real-valued form, BatchNorm after pooling, average
 pooling that does not count the padding.
@@ -12,11 +12,18 @@ the real-valued activation after it, since a ReLU would leave the next sign noth
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from .binarize import BinaryConv2d, Sign, SignedLayer
+from ..validate import number
+from .binarize import BinaryConv2d
+from .seeded import initialised_by
 
+#: The eight of the source, in the order of the columns of α. What is registered later does not change them.
 OPERATIONS = (
     "none",
     "skip_connect",
@@ -27,21 +34,48 @@ OPERATIONS = (
     "sep_conv_3x3",
     "sep_conv_5x5",
 )
-#: operations whose output depends on trained weights
-CONVOLUTIONS = tuple(name for name in OPERATIONS if "conv_" in name)
 
 
-class Operation(nn.Module):
-    """A candidate: body(enter(x)). In a supernet `enter` has no parameters, so operations that leave the same node and
-    agree in `key` enter alike, and the supernet computes that part once per node instead of once per edge."""
+# -- layers -----------------------------------------------------------------------------------------------------------
 
-    def __init__(self, enter: nn.Module, *body: nn.Module):
-        super().__init__()
-        self.enter, self.body = enter, nn.Sequential(*body)
-        self.key = repr(enter)
+
+def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
+    """BatchNorm; `affine`: with a scale and shift of its own and running statistics, as in a discrete network.
+
+    Without, as in a supernet, it always normalises by the current batch, so that architecture steps and weight steps cannot
+    leak statistics into each other.
+    """
+    return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
+
+
+def convolution(
+    c_in: int, c_out: int, kernel: int, binary: bool, affine: bool, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """One convolution layer that keeps the resolution up to `stride`.
+
+    Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign and 1-bit convolution → PReLU.
+    """
+    seen = []
+    if kernel == 1 and stride == 2 and c_in < 8:  # channels last, torch's own (2.13, on a CPU) writes beyond its memory there
+        seen, stride = [EverySecond()], 1
+    geometry = dict(stride=stride, padding=dilation * (kernel // 2), dilation=dilation, groups=groups)
+    if binary:
+        return [norm(c_in, affine), *seen, BinaryConv2d(c_in, c_out, kernel, **geometry), nn.PReLU(c_out)]
+    return [nn.ReLU(), *seen, nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry), norm(c_out, affine)]
+
+
+def separable(channels: int, kernel: int, stride: int, dilation: int, binary: bool, affine: bool) -> list[nn.Module]:
+    """Depthwise k × k convolution, then pointwise 1 × 1; real-valued, nothing stands between the two (as in DARTS)."""
+    depthwise = convolution(channels, channels, kernel, binary, affine, stride, dilation, groups=channels)
+    pointwise = convolution(channels, channels, 1, binary, affine)
+    return depthwise + pointwise if binary else depthwise[:2] + pointwise[1:]
+
+
+class EverySecond(nn.Module):
+    """Every second row and column: (N, C, H, W) → (N, C, ⌈H/2⌉, ⌈W/2⌉), all that a 1 × 1 convolution of stride 2 sees."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.enter(x))
+        return x[:, :, ::2, ::2]
 
 
 class Zero(nn.Module):
@@ -53,72 +87,6 @@ class Zero(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, :: self.stride, :: self.stride] * 0.0
-
-
-class Dilated(nn.Module):
-    """Convolution of dilation 2: `conv`, undilated and of stride 1, on each of the four interleaved grids of pixels.
-
-    The same numbers as dilation 2 with twice the padding of `conv`, and several times faster on a CPU. With stride 2 only
-    one of the four grids is seen. Odd sizes are filled up with the border value of `conv`, and cropped again.
-    A 1 × 1 convolution of stride 2 with fewer than 8 input channels is computed like this, too: channels last, torch's own
-    (2.13, on a CPU) writes beyond its memory there.
-    """
-
-    def __init__(self, conv: nn.Module, stride: int):
-        super().__init__()
-        self.conv, self.stride = conv, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride == 2:
-            return self.conv(x[:, :, ::2, ::2])
-        n, c, h, w = x.shape
-        if h % 2 or w % 2:
-            border = self.conv.pad_value if type(self.conv) is BinaryConv2d else 0.0
-            x = nn.functional.pad(x, (0, w % 2, 0, h % 2), value=border)
-        rows, columns = (h + 1) // 2, (w + 1) // 2
-        grids = x.reshape(n, c, rows, 2, columns, 2).permute(3, 5, 0, 2, 4, 1).reshape(4 * n, rows, columns, c)
-        out = self.conv(grids.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(2, 2, n, rows, columns, -1)
-        out = out.permute(2, 3, 0, 4, 1, 5).reshape(n, 2 * rows, 2 * columns, -1).permute(0, 3, 1, 2)
-        return out[:, :, :h, :w]
-
-
-def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
-    """BatchNorm: with affine parameters and running statistics in a discrete network; in a supernet with neither.
-
-    Without running statistics a supernet always normalises by its current batch, so that architecture steps and weight
-    steps cannot leak statistics into each other.
-    """
-    return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
-
-
-def convolution(
-    c_in: int, c_out: int, kernel: int, binary: bool, affine: bool, stride: int = 1, dilated: bool = False, groups: int = 1
-) -> list[nn.Module]:
-    """One convolution layer that keeps the resolution up to `stride`.
-
-    Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign → convolution → PReLU. In a supernet the sign comes
-    with the BatchNorm, so that operations that leave a node share it, and the PReLU with the convolution.
-    """
-    dilated = dilated or (kernel == 1 and stride == 2 and c_in < 8)  # see `Dilated`
-    geometry = dict(stride=1 if dilated else stride, padding=kernel // 2, groups=groups)
-    if not binary:
-        conv = nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry)
-    else:
-        conv = (BinaryConv2d if affine else SignedLayer)(c_in, c_out, kernel, **geometry)
-    shift = getattr(conv, "shift", 0.0)
-    if dilated:
-        conv = Dilated(conv, stride)
-    if not binary:
-        return [nn.ReLU(), conv, norm(c_out, affine)]
-    before = norm(c_in, affine)
-    return [before, conv, nn.PReLU(c_out)] if affine else [nn.Sequential(before, Sign(shift)), conv]
-
-
-def separable(channels: int, kernel: int, stride: int, dilated: bool, binary: bool, affine: bool) -> list[nn.Module]:
-    """Depthwise k × k convolution, then pointwise 1 × 1; real-valued, nothing stands between the two (as in DARTS)."""
-    depthwise = convolution(channels, channels, kernel, binary, affine, stride, dilated, groups=channels)
-    pointwise = convolution(channels, channels, 1, binary, affine)
-    return depthwise + pointwise if binary else depthwise[:2] + pointwise[1:]
 
 
 class FactorizedReduce(nn.Module):
@@ -142,26 +110,90 @@ class FactorizedReduce(nn.Module):
         return torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1)
 
 
+# -- the registry -----------------------------------------------------------------------------------------------------
+
+Builder = Callable[[int, int, bool, bool], nn.Module]  # (channels, stride, binary, affine)
+
+
+class Entry(NamedTuple):
+    """What is known of an operation: how it is built, its R(w_m) where no weights of its own say it, its colour in plots."""
+
+    build: Builder
+    size: float | None
+    colour: str
+
+
+def _none(channels: int, stride: int, binary: bool, affine: bool) -> nn.Module:
+    return Zero(stride)
+
+
+def _skip(channels: int, stride: int, binary: bool, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, binary, affine)
+
+
+def _max_pool(channels: int, stride: int, binary: bool, affine: bool) -> nn.Module:
+    return nn.Sequential(nn.MaxPool2d(3, stride, padding=1), norm(channels, affine))
+
+
+def _avg_pool(channels: int, stride: int, binary: bool, affine: bool) -> nn.Module:
+    return nn.Sequential(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), norm(channels, affine))
+
+
+def _dilated(kernel: int) -> Builder:
+    return lambda channels, stride, *form: nn.Sequential(*separable(channels, kernel, stride, 2, *form))
+
+
+def _separable(kernel: int) -> Builder:
+    return lambda channels, stride, *form: nn.Sequential(
+        *separable(channels, kernel, stride, 1, *form), *separable(channels, kernel, 1, 1, *form)
+    )
+
+
+REGISTRY: dict[str, Entry] = {
+    "none": Entry(_none, 0.0, "#999999"),
+    "skip_connect": Entry(_skip, 1.0, "#000000"),
+    "dil_conv_3x3": Entry(_dilated(3), None, "#E69F00"),
+    "dil_conv_5x5": Entry(_dilated(5), None, "#D55E00"),
+    "max_pool_3x3": Entry(_max_pool, (1 / 9) ** 2, "#56B4E9"),
+    "avg_pool_3x3": Entry(_avg_pool, (1 / 9) ** 2, "#009E73"),
+    "sep_conv_3x3": Entry(_separable(3), None, "#0072B2"),
+    "sep_conv_5x5": Entry(_separable(5), None, "#CC79A7"),
+}
+#: operations of the source whose output depends on trained weights
+CONVOLUTIONS = tuple(name for name in OPERATIONS if REGISTRY[name].size is None)
+
+
+def register(name: str, build: Builder, size: float | None = None, colour: str = "#666666") -> None:
+    """Make an operation of one's own known by `name`, for a `Space`, a `Genotype`, training and plots.
+
+        register("conv_3x3", lambda channels, stride, binary, affine:
+            nn.Sequential(*convolution(channels, channels, 3, binary, affine, stride)))
+
+    build(channels, stride, binary, affine): a module (N, C, H, W) → (N, C, ⌈H/stride⌉, ⌈W/stride⌉), stride 1 or 2; with `binary`
+    the 1-bit form, and `affine` as in `norm`. size: R(w_m) of 4.53 where it is not that of trained convolution weights; None
+    where it is. colour: in plots. The same name once more replaces what it stood for. Other processes know what they register
+    themselves. Raises ValueError for a name of the source's eight or that is no identifier, and for a module of other shapes.
+    """
+    if name in OPERATIONS:
+        raise ValueError(f"name: expected one that is not of the source's {len(OPERATIONS)} operations, got {name!r}")
+    if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"name: expected an identifier like conv_3x3 that is no attribute of a module, got {name!r}")
+    for stride, binary, affine in itertools.product((1, 2), (False, True), (False, True)):
+        with initialised_by(torch.Generator()):
+            got = tuple(build(4, stride, binary, affine)(torch.zeros(2, 4, 5, 5)).shape)
+        if got != (expected := (2, 4, 5, 5) if stride == 1 else (2, 4, 3, 3)):
+            raise ValueError(f"{name}: expected (2, 4, 5, 5) → {expected} with stride {stride}, got {got}")
+    REGISTRY[name] = Entry(build, None if size is None else number("size", size, 0.0), colour)
+
+
 def operation(name: str, channels: int, stride: int, binary: bool, affine: bool = True) -> nn.Module:
     """The operation `name` on an edge: (N, C, H, W) → (N, C, ⌈H/stride⌉, ⌈W/stride⌉), stride 1 or 2.
 
-    `affine=False` is the form inside a supernet (see `norm`). Raises ValueError for an unknown name or stride.
+    `affine=False` is the form inside a supernet (see `norm`). Raises ValueError for a name that is not registered, or another
+    stride.
     """
     if stride not in (1, 2):
         raise ValueError(f"stride: expected 1 or 2, got {stride!r}")
-    if name == "none":
-        return Zero(stride)
-    if name == "skip_connect":
-        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, binary, affine)
-    if name == "max_pool_3x3":
-        return Operation(nn.Sequential(nn.MaxPool2d(3, stride, padding=1), norm(channels, affine)))
-    if name == "avg_pool_3x3":
-        pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-        return Operation(nn.Sequential(pool, norm(channels, affine)))
-    if name in CONVOLUTIONS:
-        kernel = int(name[-1])
-        if name.startswith("dil"):
-            return Operation(*separable(channels, kernel, stride, True, binary, affine))
-        first = separable(channels, kernel, stride, False, binary, affine)
-        return Operation(*first, *separable(channels, kernel, 1, False, binary, affine))
-    raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {name!r}")
+    if name not in REGISTRY:
+        raise ValueError(f"operation: expected one of {', '.join(REGISTRY)}, got {name!r}")
+    return REGISTRY[name].build(channels, stride, binary, affine)

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..validate import integer
-from .binarize import SignedLayer, prepare
-from .operations import OPERATIONS, FactorizedReduce, Operation, convolution, norm, operation
+from .operations import OPERATIONS, REGISTRY, FactorizedReduce, convolution, norm, operation
 from .precision import MixedPrecision
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ def constant(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 class Space:
     """A cell search space: a complete DAG from `inputs` input nodes to `nodes` intermediate nodes, M operations an edge.
 
+    `operations` are registered names (see `operations.register`) in the order of the columns of α, by default the source's.
     `keep` is how many incoming edges a node of the discrete cell keeps at most.
     """
 
@@ -59,9 +59,9 @@ class Space:
             raise ValueError(f"nodes, keep: expected integers of at least 1, got {self.nodes!r}, {self.keep!r}")
         if self.cell_types not in (("normal",), ("normal", "reduce")):
             raise ValueError(f"cell_types: expected ('normal',) or ('normal', 'reduce'), got {self.cell_types!r}")
-        unknown = set(self.operations) - set(OPERATIONS)
+        unknown = set(self.operations) - set(REGISTRY)
         if unknown or len(set(self.operations)) != len(self.operations) or not set(self.operations) - {"none"}:
-            raise ValueError(f"operations: expected distinct names of {OPERATIONS}, got {self.operations!r}")
+            raise ValueError(f"operations: expected distinct names of {tuple(REGISTRY)}, got {self.operations!r}")
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -70,9 +70,9 @@ class Space:
 
 
 #: 3 edges, one cell type: 8³ = 512 cells, few enough to train them all.
-MICRO = Space("micro", inputs=1, nodes=2, cell_types=("normal",))
+MICRO = Space("micro", inputs=1, nodes=2, cell_types=("normal",), operations=OPERATIONS)
 #: The source's space (that of DARTS): 14 edges × 8 operations, normal and reduction cells.
-PAPER = Space("paper", inputs=2, nodes=4, cell_types=("normal", "reduce"))
+PAPER = Space("paper", inputs=2, nodes=4, cell_types=("normal", "reduce"), operations=OPERATIONS)
 
 
 class Skeleton(MixedPrecision):
@@ -83,11 +83,8 @@ class Skeleton(MixedPrecision):
     input is brought to the cell's channels by a 1 × 1 convolution; a cell's output is the concatenation of its nodes.
     Stem and classifier stay real-valued in the 1-bit form, as is usual for 1-bit networks.
 
-    Images run through in `memory_format`, channels last, which convolutions on a CPU like best.
     `make_cell(cell_type, channels)` returns a module that maps the list of input nodes to the list of intermediate nodes.
     """
-
-    memory_format = torch.channels_last
 
     def __init__(
         self,
@@ -143,42 +140,35 @@ class Skeleton(MixedPrecision):
         if len(x) == 1 and max(x.shape[2:]) <= 2**self.halvings and (self.training or not self.affine):
             raise ValueError(f"images: expected two or more, as {self.halvings} halvings make 1×1 of {x.shape[2]}×{x.shape[3]} "
                              "and BatchNorm needs two numbers a channel, got one image")  # fmt: skip
-        x = x.contiguous(memory_format=self.memory_format)
         states = [self.stem(x)] * self.inputs
         for preprocess, cell, cell_type in zip(self.preprocess, self.cells, self.cell_types, strict=True):
-            inputs = [prepare(state) for prepare, state in zip(preprocess, states, strict=True)]
+            inputs = [adapt(state) for adapt, state in zip(preprocess, states, strict=True)]
             out = torch.cat(cell(inputs, *(mix[cell_type] for mix in mixes)), dim=1)
             states = (states + [out])[-self.inputs :]
         return self.classifier(states[-1].mean((2, 3)))
 
 
+class MixedEdge(nn.ModuleDict):
+    """All operations of an edge by name; x (N, C, H, W) and mix (M), or one for each image (N, M) → Σ_m mix_m o_m(x)."""
+
+    def forward(self, x: Float[Tensor, "N C H W"], mix: Float[Tensor, "*N M"]) -> Float[Tensor, "N C H2 W2"]:
+        return sum(m.view(-1, 1, 1, 1) * operation(x) for m, operation in zip(mix.unbind(-1), self.values(), strict=True))
+
+
 class MixedCell(nn.Module):
-    """All operations on all edges; input nodes and mix = softmax(α) (E, M) → intermediate nodes (Eqs. 4.27-4.28)."""
+    """Input nodes and mix = softmax(α) (E, M), or one for each image (N, E, M) → intermediate nodes (Eqs. 4.27-4.28)."""
 
     def __init__(self, space: Space, cell_type: str, channels: int, binary: bool):
         super().__init__()
-        self.space = space
-        self.edges = nn.ModuleList()
+        self.space, self.edges = space, nn.ModuleList()
         for i, _ in space.edges:
             stride = 2 if cell_type == "reduce" and i < space.inputs else 1
-            self.edges.append(
-                nn.ModuleDict({name: operation(name, channels, stride, binary, affine=False) for name in space.operations})
-            )
+            self.edges.append(MixedEdge({n: operation(n, channels, stride, binary, affine=False) for n in space.operations}))
 
     def forward(self, inputs: list[Tensor], mix: Float[Tensor, "*N E M"]) -> list[Tensor]:
-        nodes: list = inputs + [0.0] * self.space.nodes
-        entered: dict[tuple[int, str], Tensor] = {}  # what the operations that leave a node have in common, computed once
-        for (i, j), edge, weights in zip(self.space.edges, self.edges, mix.unbind(-2), strict=True):
-            for (name, op), weight in zip(edge.items(), weights.unbind(-1), strict=True):
-                if name == "none":  # adds nothing, whatever its weight
-                    continue
-                if isinstance(op, Operation):
-                    if (i, op.key) not in entered:
-                        entered[i, op.key] = op.enter(nodes[i])
-                    out = op.body(entered[i, op.key])
-                else:
-                    out = op(nodes[i])
-                nodes[j] = nodes[j] + weight.view(-1, 1, 1, 1) * out
+        nodes, edges = inputs + [0.0] * self.space.nodes, zip(self.space.edges, self.edges, mix.unbind(-2), strict=True)
+        for (i, j), edge, weights in edges:
+            nodes[j] = nodes[j] + edge(nodes[i], weights)
         return nodes[self.space.inputs :]
 
 
@@ -214,10 +204,6 @@ class Supernet(Skeleton):
         self.space = space
         shape = (len(space.edges), len(space.operations))
         self.alpha = nn.ParameterDict({t: nn.Parameter(1e-3 * torch.randn(shape)) for t in space.cell_types})
-        self.to(memory_format=self.memory_format)
-        # found once: a walk through thousands of modules takes as long as many an operation
-        self._weights = [p for name, p in self.named_parameters() if not name.startswith("alpha.")]
-        self._signed = [module for module in self.modules() if isinstance(module, SignedLayer)]
 
     def alphas(self) -> list[nn.Parameter]:
         """The architecture parameters, (E, M) per cell type."""
@@ -225,7 +211,7 @@ class Supernet(Skeleton):
 
     def weights(self) -> list[nn.Parameter]:
         """Everything the weight optimizer trains: all parameters but α."""
-        return list(self._weights)
+        return [p for name, p in self.named_parameters() if not name.startswith("alpha.")]
 
     def inherit(self, other: Supernet) -> None:
         """α ← α of another supernet of the same space (Algorithm 10, steps ii and iv)."""
@@ -240,8 +226,7 @@ class Supernet(Skeleton):
 
     def mixed(self, x: Float[Tensor, "N C H W"], mixes: dict[str, Tensor]) -> Float[Tensor, "N classes"]:
         """Logits where the operations of a cell type have the shares `mixes[cell_type]` (E, M) in place of softmax(α)."""
-        with prepare(self._signed):
-            return self.run(x, mixes)
+        return self.run(x, mixes)
 
     def edge_operations(self, cell_type: str):
         """Yields (e, m, name, module) of every operation in every cell of a type."""

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 
+from ..network.operations import REGISTRY
 from .history import SKIP, entropy, kept_edges, shares, skip_edges, skip_share
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
     from ..network.genotype import Genotype
     from ..network.supernet import Space
 
-COLOURS = {
-    "none": "#999999",
-    "skip_connect": "#000000",
-    "dil_conv_3x3": "#E69F00",
-    "dil_conv_5x5": "#D55E00",
-    "max_pool_3x3": "#56B4E9",
-    "avg_pool_3x3": "#009E73",
-    "sep_conv_3x3": "#0072B2",
-    "sep_conv_5x5": "#CC79A7",
-}
 PARENT, CHILD = "#0072B2", "#D55E00"
 
 #: Makes or saves a picture in matplotlib's own style, whatever the reader's is: TeX that is not installed, white on white.
@@ -115,12 +106,12 @@ def _draw_cell(axis: Axes, inputs: int, last: int, arcs: list[tuple[str, int, in
             shrinkA=11,
             shrinkB=11,
             lw=1.8,
-            color=COLOURS[name],
+            color=REGISTRY[name].colour,
             linestyle=":" if name == "none" else "-",
         )
         axis.add_patch(arrow)
         text = label(name).replace(" 3", "\n3").replace(" 5", "\n5")
-        box = dict(boxstyle="round,pad=0.3", facecolor="white", edgecolor=COLOURS[name], lw=1.2)
+        box = dict(boxstyle="round,pad=0.3", facecolor="white", edgecolor=REGISTRY[name].colour, lw=1.2)
         axis.text((source + target) / 2, apex, text, ha="center", va="center", fontsize=8, linespacing=1, bbox=box, zorder=5)
     for node in range(last + 1):
         face = "#DDDDDD" if node < inputs else "white"
@@ -167,7 +158,7 @@ def _edges(values: Float[np.ndarray, "T E M"], shaded: np.ndarray, space: Space,
         _shade(axis, shaded)
         for m, name in enumerate(space.operations):
             style = ":" if name == "none" else "--" if "pool" in name else "-"
-            axis.plot(values[:, e, m], style, color=COLOURS[name], lw=1.6, label=label(name), marker=_marker(values))
+            axis.plot(values[:, e, m], style, color=REGISTRY[name].colour, lw=1.6, label=label(name), marker=_marker(values))
         source, target = space.edges[e]
         below = e + columns >= len(space.edges)
         label_axis(axis, f"edge {source} → {target}", "architecture step" if below else "", ylabel if e % columns == 0 else "")
@@ -241,7 +232,7 @@ def collapse(history: Mapping[str, np.ndarray], space: Space) -> Figure:
     """
     shaded, m = np.asarray(history["network"]) == 1, len(space.operations)
     skips, kept = skip_edges(history, space), kept_edges(space)
-    offered, colour = SKIP in space.operations, COLOURS["sep_conv_3x3"]
+    offered, colour = SKIP in space.operations, REGISTRY["sep_conv_3x3"].colour
     figure, axes = canvas(len(skips), 3, 9.0, 2.5 * len(skips) + 0.6, sharex=True)
     for row, (cell_type, count) in zip(axes, skips.items(), strict=True):
         alpha = history[f"alpha/{cell_type}"]

@@ -1,0 +1,315 @@
+"""What makes a plain network fast: the same function of the same parameters, computed another way.
+
+`accelerate(net)` changes how a network is computed and nothing else: its parameters, their names and its derivatives of every
+order stay (float64: to about 1e-12; only where rounding meets a tie of sign, as on maps of very few pixels, can they part).
+
+- The convolutions on the edges that leave a node begin alike, as do equal poolings: computed once a node (`Chain`, `FastCell`).
+- sign(x) comes shifted so that the border of a 1-bit convolution is 0, which needs no copy of x; scale and PReLU are one
+  function with a derivative of its own (`Signed`); sign(w) and β are computed for all weights of one shape at once (`prepared`).
+- Convolutions of dilation 2 are four undilated ones (`by_grids`).
+- Images run through channels last, which convolutions on a CPU like best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..network import binarize
+from ..network.binarize import BinaryConv2d
+from ..network.discrete import DiscreteNetwork
+from ..network.supernet import MixedCell, Skeleton, Supernet
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def accelerate(net: Skeleton) -> Skeleton:
+    """`net` itself, a plain `Supernet` or `DiscreteNetwork`, fast from now on; ValueError for anything else.
+
+    In a supernet the forward hooks of layers that are computed together no longer run. A discrete network keeps its layers, and
+    with them every bit of its results; only dilation and the memory layout differ.
+    """
+    if type(net) not in (Supernet, DiscreteNetwork):
+        raise ValueError(f"net: expected a plain Supernet or DiscreteNetwork, got {type(net).__name__}")
+    for module in net.modules():
+        if type(module) in _ON_GRIDS and _is_dilated(module):
+            module.__class__ = _ON_GRIDS[type(module)]
+            module.padding = module.weight.shape[2] // 2  # of the undilated convolution; what it was is in `by_grids`
+            module.every, module.stride, module.dilation = _one(module.stride), 1, 1
+    if type(net) is Supernet:
+        for module in net.modules():
+            if type(module) is nn.Sequential:
+                module.__class__ = Chain
+                module.plan()
+            elif type(module) is MixedCell:
+                module.__class__ = FastCell
+        net.__class__ = FastSupernet
+        net.found = [p for name, p in net.named_parameters() if not name.startswith("alpha.")]
+        net.signed = [step for m in net.modules() if type(m) is Chain for step in m.steps if type(step) is Signed]
+    net.stem.register_forward_pre_hook(_channels_last)
+    return net.to(memory_format=torch.channels_last)
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].contiguous(memory_format=torch.channels_last)
+
+
+# -- dilation ---------------------------------------------------------------------------------------------------------
+
+
+def by_grids(convolve: Callable[[Tensor], Tensor], x: Float[Tensor, "N C H W"], every: int, border: float) -> Tensor:
+    """`convolve`, undilated and of stride 1, on each of the four interleaved grids of pixels: the numbers of dilation 2.
+
+    With stride `every` = 2 only one of the four is seen. Odd sizes are filled up with the border value and cropped again.
+    """
+    if every == 2:
+        return convolve(x[:, :, ::2, ::2])
+    n, c, h, w = x.shape
+    if h % 2 or w % 2:
+        x = F.pad(x, (0, w % 2, 0, h % 2), value=border)
+    rows, columns = (h + 1) // 2, (w + 1) // 2
+    grids = x.reshape(n, c, rows, 2, columns, 2).permute(3, 5, 0, 2, 4, 1).reshape(4 * n, rows, columns, c)
+    out = convolve(grids.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(2, 2, n, rows, columns, -1)
+    out = out.permute(2, 3, 0, 4, 1, 5).reshape(n, 2 * rows, 2 * columns, -1).permute(0, 3, 1, 2)
+    return out[:, :, :h, :w]
+
+
+class GridConv2d(nn.Conv2d):
+    """A convolution of dilation 2, see `by_grids`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return by_grids(super().forward, x, self.every, 0.0)
+
+
+class GridBinaryConv2d(BinaryConv2d):
+    """A 1-bit convolution of dilation 2, see `by_grids`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return by_grids(super().forward, x, self.every, self.pad_value)
+
+
+_ON_GRIDS = {nn.Conv2d: GridConv2d, BinaryConv2d: GridBinaryConv2d}
+
+
+def _one(value) -> int | None:
+    """What (k, k) or k says; None where the two differ, or for a word."""
+    a, b = value if isinstance(value, tuple) else (value, value)
+    return a if a == b and isinstance(a, int) else None
+
+
+def _is_dilated(conv: nn.Conv2d | BinaryConv2d) -> bool:
+    """Whether `by_grids` computes it: dilation 2, a square kernel of odd size, a border that keeps the size up to the stride."""
+    rows, columns = conv.weight.shape[2:]
+    same = rows == columns and rows % 2 == 1 and getattr(conv, "padding_mode", "zeros") == "zeros"
+    return same and _one(conv.dilation) == 2 and _one(conv.padding) == rows - 1 and _one(conv.stride) in (1, 2)
+
+
+# -- the 1-bit layer --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sign:
+    """sign(x) + shift."""
+
+    shift: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return binarize.sign(x).add_(self.shift)
+
+
+class Signed:
+    """1-bit convolution and PReLU as one function of an input that `Sign` has binarized.
+
+    With a border p the input comes shifted by −p, so that the border is 0, which a convolution fills in by itself and without a
+    copy of its input; what is missing is the same number everywhere, Σ w b = Σ w (b − p) + p Σ w.
+    """
+
+    def __init__(self, conv: BinaryConv2d, prelu: nn.PReLU):
+        self.conv, self.prelu = conv, prelu
+        self.prepared: tuple[Tensor, Tensor, Tensor] | None = None  # sign(w), its sum a channel, and β: see `prepared`
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return by_grids(self.undilated, x, self.conv.every, 0.0) if type(self.conv) is GridBinaryConv2d else self.undilated(x)
+
+    def undilated(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        weight, total, beta = self.prepared or _prepare(conv.weight, conv.beta())
+        bias = conv.pad_value * total if conv.padding else None
+        constant = None if bias is None else bias.detach()
+        count = F.conv2d(x, weight, constant, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return scaled_prelu(count, beta, self.prelu.weight, bias)
+
+
+def _prepare(weight: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b = binarize.sign(weight)
+    return b, b.flatten(1).sum(1), beta
+
+
+@contextmanager
+def prepared(layers: Sequence[Signed]) -> Iterator[None]:
+    """sign(w), its sum and β of all these layers, computed once for each shape instead of once for each layer."""
+    shapes: dict[torch.Size, list[Signed]] = {}
+    for layer in layers:
+        if layer.conv.learned_beta is None:
+            shapes.setdefault(layer.conv.weight.shape, []).append(layer)
+    for shape, group in shapes.items():
+        weights = torch.cat([layer.conv.weight for layer in group])
+        parts = (part.split(shape[0]) for part in _prepare(weights, binarize.scale(weights)))
+        for layer, *of_layer in zip(group, *parts, strict=True):
+            layer.prepared = tuple(of_layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.prepared = None
+
+
+class ScaledPReLU(torch.autograd.Function):
+    """See `scaled_prelu`. Written out because torch's own derivative of PReLU takes several times longer on a CPU."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(count: Tensor, beta: Tensor, slope: Tensor, missing: Tensor | None) -> Tensor:
+        return F.prelu(count, slope).mul_(beta.view(1, -1, 1, 1))
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        count, beta, slope, missing = ctx.saved_tensors
+        if missing is not None and torch.is_grad_enabled():  # for a second derivative; its value is 0
+            count = count + missing.view(1, -1, 1, 1)
+        positive, below = _positive(grad, count), (beta * slope).view(1, -1, 1, 1)
+        d_count = torch.addcmul(grad * below, positive, beta.view(1, -1, 1, 1) - below)
+        if not any(ctx.needs_input_grad[1:]):
+            return d_count, None, None, None
+        above = (positive * count).sum((0, 2, 3))
+        below = (grad * count).sum((0, 2, 3)) - above
+        d_missing = d_count.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+        return d_count, above + slope * below, beta * below, d_missing
+
+    @staticmethod
+    def jvp(ctx, d_count: Tensor, d_beta: Tensor | None, d_slope: Tensor | None, d_missing: Tensor | None) -> Tensor:
+        count, beta, slope = (t.view(1, -1, 1, 1) if t.dim() == 1 else t for t in ctx.saved_tensors[:3])
+        if d_missing is not None:
+            d_count = d_count + d_missing.view(1, -1, 1, 1)
+        above = _positive(d_count, count)
+        tangent = beta * (above + slope * (d_count - above))
+        above = _positive(count, count)
+        if d_beta is not None:
+            tangent = tangent + d_beta.view(1, -1, 1, 1) * (above + slope * (count - above))
+        if d_slope is not None:
+            tangent = tangent + d_slope.view(1, -1, 1, 1) * beta * (count - above)
+        return tangent.to(count.dtype)  # in mixed precision β and the slope have more digits than the counts
+
+
+def _positive(grad: Tensor, x: Tensor) -> Tensor:
+    """grad · 1_{x > 0}."""
+    return torch.ops.aten.threshold_backward.default(grad, x, 0)
+
+
+def scaled_prelu(
+    count: Float[Tensor, "N C H W"],
+    beta: Float[Tensor, " C"],
+    slope: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"] | None = None,
+) -> Float[Tensor, "N C H W"]:
+    """PReLU(β ∘ count) = β ∘ PReLU(count) for scales β ≥ 0; the derivative at count = 0 is that from below, β · slope.
+
+    `bias` is a summand of `count` that was added as a constant, and gets its derivative here: one sum over what is there anyway,
+    which on small images takes less time than in a convolution on a CPU.
+    """
+    return ScaledPReLU.apply(count, beta, slope, None if bias is None else bias - bias.detach())
+
+
+# -- shared entries ---------------------------------------------------------------------------------------------------
+
+
+class Chain(nn.Sequential):
+    """Layers one after the other, `entry` of them alike for every chain of the same `key`: without weights and without state."""
+
+    def plan(self) -> None:
+        layers, self.steps = list(self), []
+        while layers:
+            layer = layers.pop(0)
+            if _is_signed(layer) and layers and type(layers[0]) is nn.PReLU and layers[0].weight.numel() == len(layer.weight):
+                self.steps += [Sign(-layer.pad_value if layer.padding else 0.0), Signed(layer, layers.pop(0))]
+            else:
+                self.steps.append(layer)
+        keys = [_key(step) for step in self.steps]
+        self.entry = (keys + [None]).index(None)
+        self.key = tuple(keys[: self.entry])
+
+    def enter(self, x: Tensor) -> Tensor:
+        for step in self.steps[: self.entry]:
+            x = step(x)
+        return x
+
+    def leave(self, x: Tensor) -> Tensor:
+        for step in self.steps[self.entry :]:
+            x = step(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.enter(x))
+
+
+def _is_signed(layer: nn.Module) -> bool:
+    """Whether it is the 1-bit convolution of the package: where somebody put a method of his own in its place, that is called."""
+    methods = (BinaryConv2d.forward, BinaryConv2d.beta, BinaryConv2d.binary_weight)
+    return type(layer) in (BinaryConv2d, GridBinaryConv2d) and all(m.__module__ == BinaryConv2d.__module__ for m in methods)
+
+
+_ALIKE = (nn.Identity, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.BatchNorm2d)  # all they do is in their settings
+
+
+def _key(step) -> object:
+    """Equal for two steps that are the same function; None where that cannot be told."""
+    if type(step) is Sign:
+        return step
+    if type(step) not in _ALIKE or any(True for _ in step.parameters()) or any(True for _ in step.buffers()):
+        return None
+    settings = {name: value for name, value in vars(step).items() if not name.startswith("_") and name != "training"}
+    return type(step), repr(sorted(settings.items()))
+
+
+class FastCell(MixedCell):
+    """What operations that leave one node have in common is computed once a node instead of once an edge."""
+
+    def forward(self, inputs: list[Tensor], mix: Float[Tensor, "*N E M"]) -> list[Tensor]:
+        nodes: list = inputs + [0.0] * self.space.nodes
+        entered: dict[tuple, Tensor] = {}
+        for (i, j), edge, weights in zip(self.space.edges, self.edges, mix.unbind(-2), strict=True):
+            for (name, op), weight in zip(edge.items(), weights.unbind(-1), strict=True):
+                if name == "none":  # adds nothing, whatever its weight
+                    continue
+                if type(op) is Chain:
+                    if (i, op.key) not in entered:
+                        entered[i, op.key] = op.enter(nodes[i])
+                    out = op.leave(entered[i, op.key])
+                else:
+                    out = op(nodes[i])
+                nodes[j] = nodes[j] + weight.view(-1, 1, 1, 1) * out
+        return nodes[self.space.inputs :]
+
+
+class FastSupernet(Supernet):
+    """A supernet after `accelerate`."""
+
+    def weights(self) -> list[nn.Parameter]:
+        return list(self.found)  # a walk through thousands of modules takes as long as many an operation
+
+    def mixed(self, x: Tensor, mixes: dict[str, Tensor]) -> Tensor:
+        with prepared(self.signed):
+            return super().mixed(x, mixes)
