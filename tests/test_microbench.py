@@ -397,15 +397,15 @@ def test_a_damaged_row_is_named_by_its_line(table):
                 mb.MicroBench.load(table)
 
 
-@pytest.mark.parametrize("content", [b"", b"method,seed,cell\nx,1\n", b"method,seed,cell\nx,1,512\n", b"\xff", b'method\n"x'])
-def test_bad_tables_of_searches_are_refused(tmp_path, content):
-    path = tmp_path / "m.csv"
-    path.write_bytes(content)
-    if content:
+@pytest.mark.parametrize("row", [b"x,1", b"x,1,512,{}", b"x,1,5,{", b"x,1,5,3", b"x,y,5,{}", b"\xff,1,5,{}", b'"x'])
+def test_bad_tables_of_searches_are_refused(tmp_path, row):
+    path, head = tmp_path / "m.csv", b"method,seed,cell,changes\n"
+    path.write_bytes(head + b'x,1,5,"{""lam"": 2.0}"\n')
+    assert mb.cells_found(path) == {"x": {1: 5}} and mb.searches_found(path)["lam"].tolist() == [2.0]
+    for content in (head + row, gzip.compress(head + row)[:-1], head.replace(b"cell", b"sell") + b"x,1,5,{}\n"):
+        path.write_bytes(content)
         with pytest.raises(ValueError, match=f"^{path}: expected a table of searches.*$"):
             mb.cells_found(path)
-    else:
-        assert mb.cells_found(path) == {}
 
 
 # -- command line
@@ -447,7 +447,7 @@ def test_the_shipped_tables_are_whole_and_of_their_recipe(name, seeds):
     assert not bench.missing(seeds)
     assert bench.recipe == json.loads(mb.RECIPES[name].to_json())
     frame = bench.frame()
-    assert len(set(zip(*(frame[c].tolist() for c in ("cell", "bits", "seed")), strict=True))) == len(frame["cell"])
+    assert not frame.duplicated(["cell", "bits", "seed"]).any() and list(frame) == list(mb.COLUMNS)
     assert sum(p.stat().st_size for p in mb.TABLES.glob("microbench-*")) < 300_000
 
 
@@ -482,14 +482,19 @@ def test_a_bootstrap_interval_covers():
     generator = np.random.default_rng(0)
     covered = [low <= 0 <= high for _, low, high in (mb.interval(generator.normal(size=40), np.mean, 500) for _ in range(200))]
     assert 0.88 < np.mean(covered) < 0.99
-    assert mb.interval([1.0, 2.0, 9.0])[0] == 2.0
+    values = generator.normal(size=20)
+    assert mb.interval(values)[0] == np.median(values)
+    first, again, other = (mb.interval(values, np.mean, seed=seed) for seed in (0, 0, 1))
+    assert first == again and first[0] == other[0] and first[1:] != other[1:]
+    drawn = np.random.default_rng(0).choice(values, (10_000, 20))  # by hand
+    assert first[1:] == pytest.approx(np.quantile(drawn.mean(1), [0.025, 0.975]), abs=1e-12)
 
 
 @pytest.mark.parametrize(("name", "seeds"), [("digits", 20), ("fashion_mnist", 5)])
 def test_the_shipped_searches_are_of_all_methods_and_of_cells_without_none(name, seeds):
     import search_methods as methods
 
-    found = mb.cells_found(name)
+    found = mb.cells_found(f"methods-{name}")
     assert set(found) == set(methods.METHODS)
     for cells in found.values():
         assert sorted(cells) == list(range(seeds))
@@ -498,13 +503,11 @@ def test_the_shipped_searches_are_of_all_methods_and_of_cells_without_none(name,
 
 @pytest.mark.parametrize(("name", "methods", "seeds"), [("digits", 4, 20), ("fashion_mnist", 2, 5)])
 def test_the_shipped_selections_read_every_search_twice(name, methods, seeds):
-    rows = list(csv.DictReader((mb.TABLES / f"selection-{name}.csv").read_text().splitlines()))
-    readings = {(row["method"], "selection" in row["changes"]) for row in rows}
+    readings = mb.searches_found(f"selection-{name}").fillna({"selection": "strength"}).groupby(["method", "selection"])
     assert len(readings) == 2 * methods
-    for reading in readings:
-        mine = [row for row in rows if (row["method"], "selection" in row["changes"]) == reading]
-        assert sorted(int(row["seed"]) for row in mine) == list(range(seeds))
-        assert not any("none" in mb.operations(int(row["cell"])) for row in mine)
+    for _, mine in readings:
+        assert sorted(mine["seed"]) == list(range(seeds))
+        assert not any("none" in mb.operations(cell) for cell in mine["cell"])
 
 
 # -- the wide networks that made the tables

@@ -7,10 +7,12 @@ of the file, `build` what made it; a table can be built for any other recipe. Ow
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +21,13 @@ from .build import build, train_cell
 from .cells import CELLS, MICRO, Cell, canonical, classes, genotype, index, operations
 from .table import BITS, COLUMNS, LIMIT, RECIPES, TABLES, Recipe, read
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [  # what chapters use, from the modules beside this one, too
     "BITS", "CELLS", "COLUMNS", "MICRO", "RECIPES", "TABLES", "Recipe", "build", "canonical", "classes", "genotype", "index",
     "operations", "train_cell", "MicroBench", "cells_found", "interval", "random_search",
+    "searches_found",
 ]  # fmt: skip
 
 
@@ -63,9 +69,11 @@ class MicroBench:
         values = zip(COLUMNS.items(), columns, strict=True)
         return cls(recipe, {name: np.array(list(map(kind, column)), kind) for (name, kind), column in values})
 
-    def frame(self) -> dict[str, np.ndarray]:
-        """The columns of the table, one entry per training."""
-        return dict(self.rows)
+    def frame(self) -> pd.DataFrame:
+        """The table, one row per training; the columns are those of `COLUMNS`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
 
     def accuracy(self, cell: Cell, bits: int = 1, split: str = "test") -> float:
         """Mean accuracy over the seeds. Raises KeyError where the table does not hold the cell."""
@@ -129,21 +137,36 @@ class MicroBench:
         return table[bits, split]
 
 
-def cells_found(name: str | os.PathLike = "digits") -> dict[str, dict[int, int]]:
-    """Method → seed → the cell that its search found: the shipped table `methods-NAME.csv`, or a file of that form.
+def searches_found(name: str | os.PathLike) -> pd.DataFrame:
+    """A row for every search of a shipped table (methods-digits, selection-digits, …) or of a file of that form.
 
-    `benchmarks/search_methods.py` writes such tables. Raises FileNotFoundError where there is none, ValueError for a damaged or
-    foreign one.
+    Columns: method, seed, cell (its number), and every change to the configuration. `benchmarks/search_methods.py` writes such
+    tables. Raises FileNotFoundError where there is none, ValueError for a damaged or foreign one.
     """
-    path = TABLES / f"methods-{name}.csv"
-    path = path if path.is_file() else Path(name)
+    import pandas as pd
+
+    shipped = (TABLES / f"{name}.csv", TABLES / f"{name}.csv.gz")
+    path = next(filter(Path.is_file, shipped), Path(name))
     content = files.read(path, "a table of searches", LIMIT)
-    cells: dict[str, dict[int, int]] = {}
     try:
-        for row in csv.DictReader(content.decode().splitlines(), strict=True):
-            cells.setdefault(row["method"], {})[int(row["seed"])] = index(int(row["cell"]))
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        text = (files.gunzip(content, LIMIT, path) if content[:2] == b"\x1f\x8b" else content).decode()
+        rows = [
+            {"method": row["method"], "seed": int(row["seed"]), "cell": index(int(row["cell"])), **json.loads(row["changes"])}
+            for row in csv.DictReader(text.splitlines(), strict=True)
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path}: expected a table of searches, got something else or a damaged one ({error})") from None
+    return pd.DataFrame(rows)
+
+
+def cells_found(name: str | os.PathLike) -> dict[str, dict[int, int]]:
+    """Method → seed → the cell that its search found, of a table in which every method has one configuration.
+
+    Raises as `searches_found`.
+    """
+    cells: dict[str, dict[int, int]] = {}
+    for method, seed, cell in searches_found(name)[["method", "seed", "cell"]].itertuples(index=False):
+        cells.setdefault(method, {})[seed] = cell
     return cells
 
 
@@ -157,7 +180,9 @@ def random_search(bench: MicroBench, n: int, repeats: int = 1000, seed: int = 0)
 
 
 def interval(values: Sequence[float], statistic=np.median, repeats: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """(statistic, lower and upper end of its 95 % bootstrap interval) of independent values."""
-    values = np.asarray(values, dtype=float)
-    drawn = np.random.default_rng(seed).choice(values, (repeats, len(values)))
-    return (float(statistic(values)), *np.quantile(statistic(drawn, axis=1), [0.025, 0.975]).tolist())
+    """(statistic, lower and upper end of its 95 % percentile bootstrap interval) of two or more independent values."""
+    from scipy.stats import bootstrap
+
+    values, generator = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    drawn = bootstrap((values,), statistic, n_resamples=repeats, method="percentile", random_state=generator)
+    return float(statistic(values)), *map(float, drawn.confidence_interval)
