@@ -17,6 +17,7 @@ from ..network.supernet import MICRO, PAPER
 from ..validate import Count, Whole, validate
 
 SPACES = {"micro": MICRO, "paper": PAPER}
+Line = Literal["derived", "printed"]
 
 #: What a space changes in the default configuration, for every data set or for one (more images want more steps).
 DEFAULTS = {
@@ -74,6 +75,7 @@ class Objective:
 
     lam, mu: λ of the tangent distance and μ of the reconstruction error. distance: D (Eq. 4.31).
     curvature: what stands for H_G in Eq. 4.33, see `method.tangent`.
+    eq_4_29: the Parent's tangent direction. eq_4_41: the sign of what stands for H_G; as the sentence after 4.41 reads, plus.
     tangent_every: D enters every that many steps of a Child phase, with as many times λ: the lazy regularization of Karras et
     al. (*Analyzing and improving the image quality of StyleGAN*, CVPR 2020).
     """
@@ -82,6 +84,8 @@ class Objective:
     mu: float = 1e-4
     distance: Literal["F", "L1", "cosine"] = "F"
     curvature: Literal["hessian", "gauss_newton", "sampled", "rank_one"] = "sampled"
+    eq_4_29: Line = "derived"
+    eq_4_41: Line = "derived"
     tangent_every: Whole = 1
 
 
@@ -90,7 +94,8 @@ class Backtracking:
     """The rule that corrects the step of α.
 
     backtracking: "learned" (4.50-4.53), "refreshed" (exact one-step coupling every `refresh` steps) or "none".
-    psi_shape, absolute, eta, eta_psi, tau: of `Learned`; eta also of `Refreshed`.
+    psi_shape, absolute, eta, eta_psi, tau: of `Learned`; eta also of `Refreshed`. absolute: |·| of 4.51, as printed.
+    eq_4_52: the second branch of 4.52.
     """
 
     backtracking: Literal["learned", "refreshed", "none"] = "learned"
@@ -100,11 +105,13 @@ class Backtracking:
     eta_psi: float = 1.0
     tau: Count = 4
     refresh: Whole = 5
+    eq_4_52: Line = "derived"
 
     def rule(self) -> rules.Rule:
         """The backtracking rule that these fields name."""
         if self.backtracking == "learned":
-            return rules.Learned(self.psi_shape, self.absolute, self.eta, self.eta_psi, tau=self.tau)
+            printed = self.eq_4_52 == "printed"
+            return rules.Learned(self.psi_shape, self.absolute, self.eta, self.eta_psi, tau=self.tau, printed=printed)
         if self.backtracking == "refreshed":
             return rules.Refreshed(self.refresh, self.eta)
         return rules.no_backtracking

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network import binarize
-from ..network.binarize import BinaryConv2d
+from ..network.binarize import BinaryConv2d, PReLU
 from ..network.discrete import DiscreteNetwork
 from ..network.supernet import MixedCell, Skeleton, Supernet
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def accelerate(net: Skeleton) -> Skeleton:
     """`net` itself, a plain `Supernet` or `DiscreteNetwork`, fast from now on; ValueError for anything else.
 
-    In a supernet the forward hooks of layers that are computed together no longer run. A discrete network keeps its layers, and
-    with them every bit of its results; only dilation and the memory layout differ.
+    In a supernet the forward hooks of layers that are computed together no longer run. A discrete network keeps its layers; it is
+    for training, and PReLU is torch's own, which at 0 has another derivative in forward mode and at second order.
     """
     if type(net) not in (Supernet, DiscreteNetwork):
         raise ValueError(f"net: expected a plain Supernet or DiscreteNetwork, got {type(net).__name__}")
@@ -43,6 +43,8 @@ def accelerate(net: Skeleton) -> Skeleton:
             module.__class__ = _ON_GRIDS[type(module)]
             module.padding = module.weight.shape[2] // 2  # of the undilated convolution; what it was is in `by_grids`
             module.every, module.stride, module.dilation = _one(module.stride), 1, 1
+        elif type(module) is PReLU and type(net) is DiscreteNetwork:
+            module.__class__ = nn.PReLU
     if type(net) is Supernet:
         for module in net.modules():
             if type(module) is nn.Sequential:
@@ -131,7 +133,7 @@ class Signed:
     copy of its input; what is missing is the same number everywhere, Σ w b = Σ w (b − p) + p Σ w.
     """
 
-    def __init__(self, conv: BinaryConv2d, prelu: nn.PReLU):
+    def __init__(self, conv: BinaryConv2d, prelu: PReLU):
         self.conv, self.prelu = conv, prelu
         self.prepared: tuple[Tensor, Tensor, Tensor] | None = None  # sign(w), its sum a channel, and β: see `prepared`
 
@@ -243,7 +245,7 @@ class Chain(nn.Sequential):
         layers, self.steps = list(self), []
         while layers:
             layer = layers.pop(0)
-            if _is_signed(layer) and layers and type(layers[0]) is nn.PReLU and layers[0].weight.numel() == len(layer.weight):
+            if _is_signed(layer) and layers and type(layers[0]) is PReLU and len(layers[0].weight) == len(layer.weight):
                 self.steps += [Sign(-layer.pad_value if layer.padding else 0.0), Signed(layer, layers.pop(0))]
             else:
                 self.steps.append(layer)
@@ -266,9 +268,10 @@ class Chain(nn.Sequential):
 
 
 def _is_signed(layer: nn.Module) -> bool:
-    """Whether it is the 1-bit convolution of the package: where somebody put a method of his own in its place, that is called."""
+    """Whether it is the 1-bit convolution of the package; where somebody put a method in its place, that one is called."""
     methods = (BinaryConv2d.forward, BinaryConv2d.beta, BinaryConv2d.binary_weight)
-    return type(layer) in (BinaryConv2d, GridBinaryConv2d) and all(m.__module__ == BinaryConv2d.__module__ for m in methods)
+    replaced = "forward" in vars(layer) or any(m.__module__ != BinaryConv2d.__module__ for m in methods)
+    return type(layer) in (BinaryConv2d, GridBinaryConv2d) and not replaced
 
 
 _ALIKE = (nn.Identity, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.BatchNorm2d)  # all they do is in their settings

@@ -98,11 +98,11 @@ def _form(run: _Run, state: dict) -> dict:
 def _rule(run: _Run, keys: list[str]):
     """The form of the rule's state; of a reader's rule only that it is a dict."""
     alpha = run.last_network.alphas()[0]
-    alphas = dict.fromkeys(keys, alpha)
     if type(run.rule) is Learned:
-        return {"psi": dict.fromkeys(keys, alpha.new_zeros(run.rule.sizes(*alpha.shape))), "last": alphas, "result": alphas}
+        last = {"alpha": alpha, "alpha_next": alpha, "chosen": alpha.new_zeros(alpha.shape[1], dtype=torch.bool), "result": alpha}
+        return {"psi": dict.fromkeys(keys, alpha.new_zeros(run.rule.sizes(*alpha.shape))), "last": dict.fromkeys(keys, last)}
     if type(run.rule) is Refreshed:
-        return {"correction": alphas}
+        return {"correction": dict.fromkeys(keys, alpha)}
     return dict if hasattr(run.rule, "state_dict") else {}
 
 
@@ -139,6 +139,8 @@ def _same_form(given, form, where: str, known: bool = False) -> None:
         for i, (a, b) in enumerate(zip(given, form, strict=True)):
             _same_form(a, b, f"{where}[{i}]", known)
     elif isinstance(form, Tensor):
+        if isinstance(given, Tensor) and known and given.is_floating_point():
+            form = form.to(given.dtype)  # torch keeps an optimizer's step count in float32 or in float64
         if not isinstance(given, Tensor) or given.shape != form.shape or given.dtype != form.dtype:
             got = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
             raise ValueError(f"{where}: expected {form.dtype} {tuple(form.shape)}, got {got}")

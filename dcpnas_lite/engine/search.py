@@ -35,25 +35,32 @@ from .. import files
 from ..data import Data, batches
 from ..derivation import trace
 from ..method import backtracking as rules
+from ..method.algorithm10 import TANGENT_BATCHES, TEACHER_STEPS
 from ..method.coupling import cosine, one_step_coupling
-from ..method.objectives import cp_nas_loss, kl_gain, nas_loss, network_reconstruction
-from ..method.selection import perturbation
-from ..method.tangent import distance_slope, fisher_product, hessian_product, tangent_direction, tangent_gradient
+from ..method.objectives import alpha_loss, kl_gain, weight_loss
+from ..method.selection import read_cell
+from ..method.tangent import (
+    curvature_product,
+    distance,
+    distance_slope,
+    fisher_product,
+    hessian_product,
+    loss_gradient,
+    tangent_direction,
+)
 from ..network.genotype import Genotype, discretize
 from ..network.seeded import initialised_by
-from ..network.supernet import Supernet, constant
+from ..network.supernet import Space, Supernet, constant
 from . import checkpoint as checkpoints
 from . import resume
 from .config import SPACES, SearchConfig
 from .distributed import Group
+from .fast import accelerate
 from .identity import identity
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-SELECTION_IMAGES = 512  # validation images that a selection by perturbation looks at
-TANGENT_BATCHES = 4  # validation batches whose mean is the Parent's tangent direction of a phase
-TEACHER_STEPS = 4  # steps of a Child phase whose soft targets are computed at once
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -95,14 +102,17 @@ def search(
     save_every: int = 10,
     device: str = "cpu",
     precision: str = "float32",
+    space: Space | None = None,
 ) -> SearchResult:
     """Run Algorithm 10 on `data`. The same seed on the same machine gives the identical result.
 
     backtracking: any rule in place of the one `config` names (the module `backtracking` says what a rule is); one with a
     `state_dict` is copied, so that the caller's stays as it was. callback: called after every step; True stops the search.
     checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from; no other search can use it
-    meanwhile. It knows what made it: config, rule, precision and the data that a search sees.
+    meanwhile. It knows what made it: config, space, rule, precision and the data that a search sees.
     precision: "float32", or "bfloat16" for the forward passes (see `network.precision`); α, losses and tangents stay float32.
+
+    space: any `Space` in place of the one that `config` names.
 
     An interrupt (Ctrl-C, or a notebook's stop button) ends the search after the step in work. With a checkpoint it is saved and
     KeyboardInterrupt raised; without one the result so far is returned, with a warning and `finished` False.
@@ -129,14 +139,15 @@ def search(
         checkpoint = None
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise FileNotFoundError(f"{checkpoint}: expected a file in an existing folder, {Path(checkpoint).parent} is none")
-    run = _Run(data, config or SearchConfig(), backtracking, device, precision, group)
+    run = _Run(data, config or SearchConfig(), backtracking, device, precision, group, space)
     with contextlib.nullcontext() if checkpoint is None else files.lock(checkpoint):
         saved = group.first(checkpoints.read(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None)
         if saved is not None:
             resume.restore(run, checkpoints.parse(saved, checkpoint), str(checkpoint))
         finished = _steps(run, callback, progress, checkpoint, save_every)
     alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
-    return SearchResult(run.found(), alphas, run.arrays(), run.seconds(), finished)
+    cell = read_cell(run.last_network, data.validation, run.config.selection)
+    return SearchResult(cell, alphas, run.arrays(), run.seconds(), finished)
 
 
 def _steps(run: _Run, callback, progress: bool, checkpoint, save_every: int) -> bool:
@@ -193,15 +204,27 @@ def _short(genotype: Genotype) -> str:
 class _Run:
     """The state of a search between two steps."""
 
-    def __init__(self, data: Data, config: SearchConfig, rule: rules.Rule | None, device: str, precision: str, group: Group):
+    def __init__(
+        self,
+        data: Data,
+        config: SearchConfig,
+        rule: rules.Rule | None,
+        device: str,
+        precision: str,
+        group: Group,
+        space: Space | None = None,
+    ):
         self.started, self.earlier = time.perf_counter(), 0.0  # seconds before a resumption
         self.precision = precision
         self.data, self.config, self.device, self.group = data, config, torch.device(device), group
-        self.space = SPACES[config.space]
+        self.space = SPACES[config.space] if space is None else space
+        if config.layers < 2 and "reduce" in self.space.cell_types:
+            raise ValueError(f"layers: expected at least 2 for a space with reduction cells, got {config.layers}")
         self.phases = ("parent", "child") if config.networks == "both" else (config.networks,)
         self.rule = config.rule() if rule is None else copy.deepcopy(rule) if hasattr(rule, "state_dict") else rule
         self.identity = {
             "configuration": config.to_json(),
+            "space": repr(self.space),
             "data": resume.fingerprint(data),
             "precision": precision,
             "rule": identity(self.rule),
@@ -214,9 +237,9 @@ class _Run:
         generator = torch.Generator().manual_seed(config.seed)
         for name in self.phases:
             with initialised_by(generator):
-                net = Supernet(
+                net = accelerate(Supernet(
                     self.space, config.channels, config.layers, len(data.classes), data.channels, binary=name == "child"
-                ).to(self.device)
+                )).to(self.device)
             net.set_precision(precision)
             self.networks[name], self.wrapped[name] = net, group.wrap(net, net.alphas())
             fused = self.device.type in ("cpu", "cuda")  # one pass over thousands of small tensors
@@ -242,19 +265,12 @@ class _Run:
     def genotype(self) -> Genotype:
         return discretize(self.space, {t: a.cpu() for t, a in self.last_network.alpha.items()})
 
-    def found(self) -> Genotype:
-        """The cell of the search; perturbation sees the first validation images."""
-        if self.config.selection == "strength":
-            return self.genotype()
-        x, y = self.data.validation[slice(SELECTION_IMAGES)]
-        return perturbation(self.last_network, x.to(self.device), y.to(self.device))
-
     def position(self, step: int) -> tuple[int, str, int]:
         """(round, network, step within the phase) of a step."""
         phase, k = divmod(step, self.config.steps)
         return phase // len(self.phases), self.phases[phase % len(self.phases)], k
 
-    def batch(self, split: str, n: int, salt: int) -> tuple[Tensor, Tensor]:
+    def batch(self, split: str, n: int, stream: int) -> tuple[Tensor, Tensor]:
         """The n-th batch of a network's stream, this process's part of it.
 
         It is a function of the seed alone, so that a resumed run sees the same.
@@ -262,7 +278,7 @@ class _Run:
         source = getattr(self.data, split)
         size = min(self.config.batch, len(source))
         epoch, k = divmod(n, len(source) // size)
-        x, y = source[self.group.part(batches(source, size, 2 * self.config.seed + salt, epoch, drop_last=True)[k])]
+        x, y = source[self.group.part(batches(source, size, 2 * self.config.seed + stream, epoch, drop_last=True)[k])]
         return x.to(self.device), y.to(self.device)
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -293,7 +309,7 @@ class _Run:
         for n in range(min(TANGENT_BATCHES, self.config.steps)):
             x, y = self.batch("validation", round_ * self.config.steps + n, 1)
             with constant(parent.weights()):
-                directions.append(tangent_direction(parent(x), y, parent.alphas()))
+                directions.append(tangent_direction(parent(x), y, parent.alphas(), self.config.eq_4_29 == "printed"))
         return self.group.mean([torch.stack(parts).mean(0) for parts in zip(*directions, strict=True)])
 
     def soft_targets(self, n: int, splits: Sequence[str]) -> list[Tensor]:
@@ -306,7 +322,7 @@ class _Run:
             k = n % self.config.steps
             first, last = n - k % TEACHER_STEPS, n - k + self.config.steps - 1  # the last one of the phase
             steps = range(first, min(first + TEACHER_STEPS, last + 1))
-            images = [self.batch(split, step, salt)[0] for step in steps for salt, split in enumerate(splits)]
+            images = [self.batch(split, step, stream)[0] for step in steps for stream, split in enumerate(splits)]
             with torch.no_grad():
                 logits = iter(self.networks["parent"](torch.cat(images)).split([len(x) for x in images]))
             self.soft = {step: [next(logits) for _ in splits] for step in steps}
@@ -332,13 +348,8 @@ class _Run:
         return mean_loss.item()
 
     def weight_loss(self, name: str, batch: tuple[Tensor, Tensor], soft: Tensor | None) -> Callable[..., Tensor]:
-        """L of the weight step as a function of the network: L_NAS, −G + μ L_R, or, without a Parent, L_NAS + μ L_R."""
-        def loss(net):
-            data_loss = nas_loss(net(batch[0]), batch[1]) if soft is None else -kl_gain(net(batch[0]), soft)
-            if name == "parent" or self.config.mu == 0:
-                return data_loss
-            return cp_nas_loss(-data_loss, network_reconstruction(self.networks[name]), self.config.mu)
-        return loss
+        """L of the weight step as a function of the network."""
+        return lambda net: weight_loss(self.networks[name], net(batch[0]), batch[1], soft, self.config.lam, self.config.mu)
 
     def alpha_step(self, name: str, train: tuple, validation: tuple, soft: Sequence[Tensor | None], n: int) -> dict:
         config, net, (x, y), teacher = self.config, self.networks[name], validation, soft[1]
@@ -346,19 +357,19 @@ class _Run:
         with constant(net.weights()):
             if teacher is not None and config.lam > 0 and n % config.steps % config.tangent_every == 0:
                 generator = torch.Generator(self.device).manual_seed(2**20 * config.seed + n)
-                value = []
-                def gain(logits):
-                    value.append(kl_gain(logits, teacher))
-                    return value[-1]
-                d, gradient, tangent_term = tangent_gradient(
-                    lambda a: net(x, a), gain, alphas, self.tangent, config.curvature, config.distance, len(x), generator,
-                    group=self.group,
-                )
-                loss, d = -value[0], d.item()
-                lam = config.lam * config.tangent_every
-                gradient = [-g + lam * t for g, t in zip(gradient, tangent_term, strict=True)]
+                def draw(p):  # from the whole batch, so that the draws do not depend on how many processes share it
+                    return self.group.part(torch.multinomial(self.group.whole(p), 1, generator=generator).squeeze(1))
+                gain, gradient, product = curvature_product(
+                    config.curvature, lambda a: net(x, a), lambda logits: kl_gain(logits, teacher), alphas, len(x), draw,
+                    config.eq_4_41 == "printed",
+                )  # fmt: skip
+                loss, gradient = -gain, self.group.mean(gradient)
+                d = distance(gradient, self.tangent, config.distance).item()
+                slope = distance_slope(gradient, self.tangent, config.distance)
+                pull = self.group.mean(product(slope))
+                gradient = loss_gradient(gradient, pull, config.lam * config.tangent_every)
             else:
-                loss = nas_loss(net(x), y) if teacher is None else -kl_gain(net(x), teacher)
+                loss = alpha_loss(net(x), y, teacher)
                 gradient = self.group.mean(torch.autograd.grad(loss, alphas))
         (loss,) = self.group.mean([loss])
         _finite(f"the {name}'s architecture loss", loss, *gradient)
@@ -368,22 +379,25 @@ class _Run:
         self.alpha_optimizers[name].step()
         after = [a.detach().clone() for a in alphas]
         _finite(f"the {name}'s α", *after)
+        _set(alphas, before)  # the coupling belongs to α^t and to the weights after the weight step
 
-        measured: list[list[Tensor]] = []  # the coupling belongs to α^t and to the weights after the weight step
+        measured: list[list[Tensor]] = []
         def coupling(i: int) -> Tensor:
             if not measured:
-                measured.append(self.coupling(name, train, validation, soft, before))
+                measured.append(self.coupling(name, train, validation, soft))
             return measured[0][i]
 
         index = n - config.warmup * config.steps
-        for i, (cell_type, a) in enumerate(net.alpha.items()):
-            step = rules.ArchitectureStep(
-                name, cell_type, index, before[i], after[i], gradient[i],
-                rules.weight_norms(net, cell_type), lambda i=i: coupling(i),
-            )  # fmt: skip
-            corrected = rules.apply(self.rule, step)
-            with torch.no_grad():
-                a.copy_(corrected)
+        measures = config.measure_every and index % config.measure_every == 0
+        corrected = [
+            rules.apply(self.rule, rules.ArchitectureStep(
+                name, t, index, before[i], after[i], gradient[i], rules.weight_norms(net, t), lambda i=i: coupling(i)
+            ))
+            for i, t in enumerate(net.alpha)
+        ]  # fmt: skip
+        if measures:
+            coupling(0)
+        _set(alphas, corrected)
         psi = {t: p for t in net.alpha if (p := rules.recorded_psi(self.rule, name, t)) is not None}
         self.group.check_same(f"step {self.done}: the {name}'s α and ψ̃", [*alphas, *psi.values()])
         record = {"alpha_loss": loss.item(), "distance": d}
@@ -391,40 +405,23 @@ class _Run:
             record[f"alpha/{cell_type}"] = a.detach().cpu().clone()
             if cell_type in psi:
                 record[f"psi/{cell_type}"] = psi[cell_type].expand_as(a).detach().cpu().clone()
-        if config.measure_every and index % config.measure_every == 0:
-            coupling(0)
+        if measures:
             corrections = [a.detach() - b for a, b in zip(alphas, after, strict=True)]
             record |= self.measure(net, x, teacher, measured[0], before, corrections, gradient)
         return record
 
     # -- measurements -------------------------------------------------------------------------------------------------
 
-    def coupling(
-        self, name: str, train: tuple, validation: tuple, soft: Sequence[Tensor | None], alphas: list[Tensor]
-    ) -> list[Tensor]:
-        """C of one weight step of size weight_lr by plain gradient descent, at α = `alphas` (see `one_step_coupling`).
+    def coupling(self, name: str, train: tuple, validation: tuple, soft: Sequence[Tensor | None]) -> list[Tensor]:
+        """C of one weight step of size weight_lr by plain gradient descent, at the present α (see `one_step_coupling`).
 
         The architecture loss is L_NAS for the Parent and −G for the Child. Every process measures on the whole batches.
         """
-        train, validation = ([self.group.whole(t) for t in batch] for batch in (train, validation))
-        net, soft = self.networks[name], [None if s is None else self.group.whole(s) for s in soft]
-
-        def alpha_loss(net):
-            logits = net(validation[0])
-            return nas_loss(logits, validation[1]) if soft[1] is None else -kl_gain(logits, soft[1])
-
-        now = [a.detach().clone() for a in net.alphas()]
-        with torch.no_grad():
-            for a, b in zip(net.alphas(), alphas, strict=True):
-                a.copy_(b)
-        try:
-            return one_step_coupling(
-                net, self.weight_loss(name, train, soft[0]), alpha_loss, net.weights(), net.alphas(), self.config.weight_lr
-            )
-        finally:
-            with torch.no_grad():
-                for a, b in zip(net.alphas(), now, strict=True):
-                    a.copy_(b)
+        train, (x, y) = ([self.group.whole(t) for t in batch] for batch in (train, validation))
+        net, (learned, judged) = self.networks[name], [None if s is None else self.group.whole(s) for s in soft]
+        by_alphas = lambda call: alpha_loss(call(x), y, judged)  # noqa: E731
+        by_weights = self.weight_loss(name, train, learned)
+        return one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), self.config.weight_lr)
 
     def measure(self, net, x, soft, couplings, alphas, corrections, gradient) -> dict:
         """The record of `measure_every`: see `search`."""
@@ -449,6 +446,12 @@ class _Run:
         """The history as arrays; entries that only some steps have keep their own, shorter length."""
         names = dict.fromkeys(name for record in self.history for name in record)
         return {name: np.stack([np.asarray(r[name]) for r in self.history if name in r]) for name in names}
+
+
+def _set(alphas: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for a, value in zip(alphas, values, strict=True):
+            a.copy_(value)
 
 
 def _finite(quantity: str, *tensors: Tensor) -> None:

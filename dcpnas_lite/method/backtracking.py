@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..derivation import trace
 from ..network.binarize import BinaryConv2d
-from ..network.operations import CONVOLUTIONS
+from ..network.operations import REGISTRY
 from ..network.supernet import Supernet
 from ..validate import integer, number
 
@@ -97,12 +97,11 @@ def weight_norms(network: Supernet, cell_type: str) -> Float[Tensor, " M"]:
     count = torch.zeros(len(operations))
     for _, m, name, op in network.edge_operations(cell_type):
         count[m] += 1
-        if name in CONVOLUTIONS:
+        if REGISTRY[name].size is None:
             for conv in op.modules():
                 if isinstance(conv, BinaryConv2d | nn.Conv2d):
                     kernels.setdefault(conv.weight.shape, []).append((m, conv.weight))
-    fixed = {"skip_connect": 1.0, "max_pool_3x3": (1 / 9) ** 2, "avg_pool_3x3": (1 / 9) ** 2}
-    total = count * torch.tensor([fixed.get(name, 0.0) for name in operations])
+    total = count * torch.tensor([REGISTRY[name].size or 0.0 for name in operations])
     for pairs in kernels.values():  # all kernels of one shape at once
         owners, weights = zip(*pairs, strict=True)
         w = torch.stack(weights).detach().flatten(2)  # (kernels, C_out, weights of a channel)
@@ -123,26 +122,43 @@ def backtrack(
     psi: Float[Tensor, " ..."],
     eta: float,
     chosen: Bool[Tensor, " M"],
+    printed: bool = False,
 ) -> Float[Tensor, "E M"]:
-    """The update of 4.50 in the chosen columns, α^{t+1} in the others (Eq. 4.52, second branch as derived)."""
-    return torch.where(chosen, trace.update(alpha_next, alpha, psi, eta), alpha_next)
+    """The update of 4.50 in the chosen columns, α^{t+1} in the others (Eq. 4.52, second branch as derived).
+
+    printed: the second branch names its own left side, so nothing is assigned there, and those columns stay at α^t.
+    """
+    return torch.where(chosen, trace.update(alpha_next, alpha, psi, eta), alpha if printed else alpha_next)
 
 
 def psi_gradient(
-    gradient: Float[Tensor, "E M"], alpha: Float[Tensor, "E M"], eta: float, shape: tuple[int, ...]
+    gradient: Float[Tensor, "E M"],
+    alpha: Float[Tensor, "E M"],
+    eta: float,
+    shape: tuple[int, ...],
+    alpha_next: Float[Tensor, "E M"] | None = None,
+    psi: Float[Tensor, " ..."] | None = None,
+    chosen: Bool[Tensor, " M"] | None = None,
 ) -> Tensor:
     """∂L/∂ψ̃ = η ∂L/∂α̃^{t+1} ⊛ α^t, summed over the entries that share a component of ψ̃ (Eq. 4.51).
 
-    gradient is taken at α̃^{t+1}, so it is the next step's own gradient: ψ̃ is learned by hypergradient descent at no cost.
+    gradient is taken at α̃^{t+1}, so it is the next step's own gradient: ψ̃ is learned by hypergradient descent at no cost. It is
+    carried back through `backtrack`, whatever that is: what holds for 4.50 as it stands holds at every ψ̃ and α^{t+1}, and they
+    may be left out.
     """
-    return (eta * gradient * alpha).sum_to_size(shape)
+    psi = torch.zeros(shape, dtype=alpha.dtype, device=alpha.device) if psi is None else psi.detach().clone()
+    alpha_next = torch.zeros_like(alpha) if alpha_next is None else alpha_next
+    chosen = torch.ones(alpha.shape[1], dtype=torch.bool, device=alpha.device) if chosen is None else chosen
+    psi.requires_grad_()
+    whole = psi.squeeze() if tuple(shape) == (1, 1) != alpha.shape else psi
+    return torch.autograd.grad(backtrack(alpha_next, alpha, whole, eta, chosen), psi, gradient)[0]
 
 
 class Learned:
     """The source's rule: ψ̃ learned by 4.51, applied by 4.50 to the operations that 4.52 chooses.
 
     shape: what ψ̃ has one component for: "scalar" (1, 1), "operation" (1, M), "edge" (E, 1) or "full" (E, M).
-    absolute: with the absolute value of 4.51 as printed, or without it.
+    absolute: with the absolute value of 4.51 as printed, or without it. printed: the second branch of 4.52, see `backtrack`.
     eta, eta_psi: η of 4.50 and η_ψ of 4.51; psi: the starting value of every component.
     tau: operations of rank > τ are corrected. With 8 operations the default 4 leaves out what has no trained weight
     (none, pooling, identity): its ∂w/∂α is 0.
@@ -157,44 +173,46 @@ class Learned:
         eta_psi: float = 1.0,
         psi: float = 0.01,
         tau: int = 4,
+        printed: bool = False,
     ):
         if shape not in SHAPES:
             raise ValueError(f"shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
-        if type(absolute) is not bool:
-            raise ValueError(f"absolute: expected True or False, got {absolute!r}")
-        self.shape, self.absolute, self.tau = shape, absolute, integer("tau", tau, 0)
+        for name, value in dict(absolute=absolute, printed=printed).items():
+            if type(value) is not bool:
+                raise ValueError(f"{name}: expected True or False, got {value!r}")
+        self.shape, self.absolute, self.printed, self.tau = shape, absolute, printed, integer("tau", tau, 0)
         self.eta, self.eta_psi, self.start = number("eta", eta), number("eta_psi", eta_psi), number("psi", psi)
         self.psi: dict[str, Tensor] = {}  # by "network/cell type"
-        self.last: dict[str, Tensor] = {}  # α^t ⊛ 1_{chosen}: what ψ̃ multiplied in the last step
-        self.result: dict[str, Tensor] = {}  # α̃^{t+1} of the last step
+        self.last: dict[str, dict[str, Tensor]] = {}  # α^t, α^{t+1}, the chosen operations and α̃^{t+1} of the last step
 
     def __call__(self, step: ArchitectureStep) -> Float[Tensor, "E M"]:
-        key = f"{step.network}/{step.cell_type}"
-        if key not in self.psi:
+        key, last = f"{step.network}/{step.cell_type}", self.last.get(f"{step.network}/{step.cell_type}")
+        if last is None:
             sizes = self.sizes(*step.alpha.shape)
             self.psi[key] = torch.full(sizes, self.start, dtype=step.alpha.dtype, device=step.alpha.device)
-        elif torch.equal(step.alpha, self.result[key]):  # else α was inherited, and the gradient says nothing about ψ̃
-            gradient = psi_gradient(step.gradient, self.last[key], self.eta, self.psi[key].shape)
-            self.psi[key] = self.psi[key] - self.eta_psi * gradient
+        elif torch.equal(step.alpha, last["result"]):  # else α was inherited, and the gradient says nothing about ψ̃
+            psi = self.psi[key]
+            where = last["alpha"], self.eta, psi.shape, last["alpha_next"], psi, last["chosen"]
+            self.psi[key] = psi - self.eta_psi * psi_gradient(step.gradient, *where)
             if self.absolute:
                 self.psi[key] = self.psi[key].abs()
         chosen = (ranking(step.norms) > self.tau).to(step.alpha.device)
         psi = self.psi[key].squeeze() if self.shape == "scalar" else self.psi[key]
-        self.last[key] = step.alpha * chosen
-        self.result[key] = backtrack(step.alpha_next, step.alpha, psi, self.eta, chosen)
-        return self.result[key].clone()  # the caller may change it; the next step is compared with what it was
+        result = backtrack(step.alpha_next, step.alpha, psi, self.eta, chosen, self.printed)
+        self.last[key] = {"alpha": step.alpha, "alpha_next": step.alpha_next, "chosen": chosen, "result": result}
+        return result.clone()  # the caller may change it; the next step is compared with what it was
 
     def sizes(self, edges: int, operations: int) -> tuple[int, int]:
         """The shape of ψ̃ for α of shape (E, M)."""
         return {"scalar": (1, 1), "operation": (1, operations), "edge": (edges, 1), "full": (edges, operations)}[self.shape]
 
     def state_dict(self) -> dict:
-        """ψ̃, what it multiplied last and what came of it, per network and cell type."""
-        return {"psi": _copied(self.psi), "last": _copied(self.last), "result": _copied(self.result)}
+        """ψ̃ and the last step, per network and cell type."""
+        return {"psi": _copied(self.psi), "last": {key: _copied(last) for key, last in self.last.items()}}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over copies of the tensors of `state_dict`."""
-        self.psi, self.last, self.result = (_copied(state[name]) for name in ("psi", "last", "result"))
+        self.psi, self.last = _copied(state["psi"]), {key: _copied(last) for key, last in state["last"].items()}
 
 
 class Refreshed:

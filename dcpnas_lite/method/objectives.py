@@ -50,12 +50,41 @@ def network_reconstruction(network: nn.Module) -> Tensor:
         if isinstance(module, BinaryConv2d):
             shapes.setdefault(module.weight.shape, []).append(module.weight)
     groups = [torch.cat(group) for group in shapes.values()]
-    return torch.stack([reconstruction_error(w, scale(w)) for w in groups]).sum()
+    return reconstruction_loss((w, scale(w)) for w in groups)
 
 
 def cp_nas_loss(gain: Tensor, reconstruction: Tensor, mu: float) -> Tensor:
     """L_CP-NAS = −G + μ L_R (Eq. 4.26, reconstructed as 4.32 with λ = 0)."""
     return -gain + mu * reconstruction
+
+
+def weight_loss(
+    network: nn.Module,
+    logits: Float[Tensor, "N n"],
+    target: Int[Tensor, " N"],
+    soft: Float[Tensor, "N n"] | None,
+    lam: float,
+    mu: float,
+) -> Float[Tensor, ""]:
+    """The loss of a weight step: L_NAS of a real-valued network (4.21); of a 1-bit one L_CP-NAS (4.26) or, with λ > 0,
+    L_DCP-NAS (4.32), in which D is held constant, since 4.34 differentiates −G + μ L_R alone.
+
+    soft: the Parent's logits; without them −L_NAS stands for G.
+    """
+    if not network.binary:
+        return nas_loss(logits, target)
+    gain = -nas_loss(logits, target) if soft is None else kl_gain(logits, soft)
+    reconstruction = network_reconstruction(network) if mu > 0 else torch.zeros((), device=logits.device)
+    if lam == 0:
+        return cp_nas_loss(gain, reconstruction, mu)
+    return dcp_nas_loss(gain, torch.zeros((), device=logits.device), reconstruction, lam, mu)
+
+
+def alpha_loss(
+    logits: Float[Tensor, "N n"], target: Int[Tensor, " N"], soft: Float[Tensor, "N n"] | None
+) -> Float[Tensor, ""]:
+    """The loss of an architecture step without λ D: −G against the Parent's logits `soft`, or L_NAS without them."""
+    return nas_loss(logits, target) if soft is None else -kl_gain(logits, soft)
 
 
 def dcp_nas_loss(gain: Tensor, distance: Tensor, reconstruction: Tensor, lam: float, mu: float) -> Tensor:

@@ -13,12 +13,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..data import Split
 from ..network.genotype import Genotype, discretize
 from ..network.supernet import Supernet
 from .objectives import nas_loss
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+
+SELECTION_IMAGES = 512  # validation images that a selection by perturbation looks at
+
+
+def read_cell(net: Supernet, validation: Split, selection: str) -> Genotype:
+    """The cell of a searched supernet: by the "strength" of α, or by "perturbation" on the first validation images."""
+    if selection == "strength":
+        return discretize(net.space, {t: a.cpu() for t, a in net.alpha.items()})
+    device = next(net.parameters()).device
+    x, y = validation[slice(SELECTION_IMAGES)]
+    return perturbation(net, x.to(device), y.to(device))
 
 
 def perturbation(net: Supernet, x: Float[Tensor, "N C H W"], y: Int[Tensor, " N"]) -> Genotype:

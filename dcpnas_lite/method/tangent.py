@@ -6,7 +6,8 @@
 H_G is the Hessian of G with respect to α̂. Four ways to multiply by it, in falling order of truth:
 `hessian` (exact), `gauss_newton` (−F, the Fisher information of the Child's own output distribution, its expectation summed
 over the classes), `sampled` (−F with one class drawn from that distribution for each image) and `rank_one` (−g gᵀ with the
-single gradient g = ∂G/∂α̂). G is minus a divergence, so the substitutes are negative: the plus sign in the source climbs D.
+single gradient g = ∂G/∂α̂). G is minus a divergence, so the substitutes are negative. The sentence after 4.41 read literally
+replaces H_G by the outer products without that minus, which climbs D; `printed` does so.
 
 Tangents are lists with one (E, M) tensor per cell type, in the order of `Supernet.alphas()`. The network enters as a function
 logits(alphas) of such a list, everything else held fixed: `lambda alphas: child(x, alphas)`.
@@ -22,7 +23,6 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ..engine.distributed import ALONE, Group
 from .objectives import nas_loss
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ _DUAL_LEVEL = threading.RLock()  # torch has one level of dual numbers, for all 
 
 
 def tangent_direction(
-    logits: Float[Tensor, "N n"], target: Int[Tensor, " N"], alphas: Sequence[Tensor]
+    logits: Float[Tensor, "N n"], target: Int[Tensor, " N"], alphas: Sequence[Tensor], printed: bool = False
 ) -> Tangent:
     """∂f̃^P/∂α = Σ_n (p_n(X)/p_n) ∂p_n/∂α = −∂L_NAS/∂α, mean over the batch (Eq. 4.29 as derived from 4.21).
 
-    As printed, Σ_n ∂p_n/∂α, it would be zero: the p_n sum to 1.
+    printed: the line as it stands, Σ_n ∂p_n/∂α, which is zero: the p_n sum to 1.
     """
-    return list(torch.autograd.grad(-nas_loss(logits, target), alphas))
+    value = logits.softmax(1).sum(1).mean() if printed else -nas_loss(logits, target)
+    return list(torch.autograd.grad(value, alphas))
 
 
 def distance(child: Sequence[Tensor], parent: Sequence[Tensor], kind: str = "F") -> Float[Tensor, ""]:
@@ -98,44 +99,63 @@ def scores_product(scores: Sequence[Float[Tensor, "N E M"]], v: Tangent) -> Tang
     return [torch.einsum("s,sem->em", inner, h) / len(inner) for h in scores]
 
 
+def curvature_product(
+    kind: str,
+    logits: Logits,
+    gain: Callable[[Tensor], Tensor],
+    alphas: Sequence[Tensor],
+    images: int = 0,
+    draw: Callable[[Float[Tensor, "N n"]], Int[Tensor, " N"]] | None = None,
+    printed: bool = False,
+) -> tuple[Tensor, Tangent, Callable[[Tangent], Tangent]]:
+    """(G, ∂G/∂α̂, the function v ↦ H_G v) on one batch (Eqs. 4.33, 4.36-4.41); gain maps the Child's logits to G.
+
+    kind: "hessian", "gauss_newton", "sampled" or "rank_one" (see the module's docstring); ValueError for any other. The function
+    can be called once. For "sampled", `logits` must take an own copy of α̂ for every one of its N = `images` images, (N, E, M)
+    per cell type, and `draw` maps the Child's distributions to one class for each. BatchNorm couples the images of a batch: a
+    score is then the derivative with respect to that image's copy, and the scores still sum to the batch's gradient. The scores
+    take a second backward pass through the same graph.
+    """
+    sign = 1.0 if printed else -1.0
+    if kind == "sampled":
+        copies = [a.detach().expand(images, *a.shape).clone().requires_grad_() for a in alphas]
+        out = logits(copies)
+        value = gain(out)
+        gradient = [c.sum(0) for c in torch.autograd.grad(value, copies, retain_graph=True)]
+
+        def product(v: Tangent) -> Tangent:
+            drawn = draw(out.detach().softmax(1))
+            scores = torch.autograd.grad(-nas_loss(out, drawn) * images, copies)
+            return [sign * t for t in scores_product(scores, v)]
+
+        return value, gradient, product
+    if kind not in ("hessian", "gauss_newton", "rank_one"):
+        raise ValueError(f"curvature: expected 'hessian', 'gauss_newton', 'sampled' or 'rank_one', got {kind!r}")
+    value = gain(logits(alphas))
+    gradient = list(torch.autograd.grad(value, alphas, retain_graph=kind == "hessian"))
+    if kind == "hessian":
+        return value, gradient, lambda v: hessian_product(value, alphas, v)
+    if kind == "gauss_newton":
+        return value, gradient, lambda v: [sign * t for t in fisher_product(logits, alphas, v)]
+    return value, gradient, lambda v: [sign * t for t in rank_one_product(gradient, v)]
+
+
 def tangent_gradient(
     logits: Logits,
     gain: Callable[[Tensor], Tensor],
     alphas: Sequence[Tensor],
     parent: Tangent,
-    curvature: str = "sampled",
+    curvature: str = "hessian",
     kind: str = "F",
     images: int = 0,
     generator: torch.Generator | None = None,
-    group: Group = ALONE,
 ) -> tuple[Tensor, Tangent, Tangent]:
-    """(D, ∂G/∂α̂, ∇_α̂ D) on one batch (Eqs. 4.31, 4.33); gain maps the Child's logits to G (mean over the batch).
+    """(D, ∂G/∂α̂, ∇_α̂ D) on one batch (Eqs. 4.31, 4.33), H_G by `curvature_product`; classes are drawn with `generator`."""
+    draw = lambda p: torch.multinomial(p, 1, generator=generator).squeeze(1)  # noqa: E731
+    _, gradient, product = curvature_product(curvature, logits, gain, alphas, images, draw)
+    return distance(gradient, parent, kind), gradient, product(distance_slope(gradient, parent, kind))
 
-    curvature: "hessian", "gauss_newton", "sampled" or "rank_one" (see the module's docstring). For "sampled", `logits` must
-    take an own copy of α̂ for every one of its N = `images` images, (N, E, M) per cell type; the classes are drawn with
-    `generator`. BatchNorm couples the images of a batch: a score is then the derivative with respect to that image's copy,
-    and the scores still sum to the batch's gradient. The scores take a second backward pass through the same graph; a forward
-    and a backward pass of a quarter of the batch alone follow H_G v about as well, and are no cheaper in a small supernet.
 
-    Where each process of a `group` has its part of the batch, the results are those of the whole batch, and alike in all.
-    """
-    if curvature == "sampled":
-        copies = [a.detach().expand(images, *a.shape).clone().requires_grad_() for a in alphas]
-        out = logits(copies)
-        gradient = group.mean([c.sum(0) for c in torch.autograd.grad(gain(out), copies, retain_graph=True)])
-        drawn = group.part(torch.multinomial(group.whole(out.detach().softmax(1)), 1, generator=generator).squeeze(1))
-        scores = torch.autograd.grad(-nas_loss(out, drawn) * images, copies)
-        slope = distance_slope(gradient, parent, kind)
-        return distance(gradient, parent, kind), gradient, group.mean([-t for t in scores_product(scores, slope)])
-    value = gain(logits(alphas))
-    gradient = group.mean(torch.autograd.grad(value, alphas, retain_graph=curvature == "hessian"))
-    slope = distance_slope(gradient, parent, kind)
-    if curvature == "hessian":
-        product = hessian_product(value, alphas, slope)
-    elif curvature == "gauss_newton":
-        product = [-t for t in fisher_product(logits, alphas, slope)]
-    elif curvature == "rank_one":
-        product = [-t for t in rank_one_product(gradient, slope)]
-    else:
-        raise ValueError(f"curvature: expected 'hessian', 'gauss_newton', 'sampled' or 'rank_one', got {curvature!r}")
-    return distance(gradient, parent, kind), gradient, group.mean(product)
+def loss_gradient(gradient: Tangent, distance_gradient: Tangent, lam: float) -> Tangent:
+    """∇_α̂ L_DCP-NAS = −∂G/∂α̂ + λ ∇_α̂ D (Eq. 4.33); L_R does not depend on α̂."""
+    return [-g + lam * t for g, t in zip(gradient, distance_gradient, strict=True)]

@@ -47,6 +47,14 @@ def reconstruction_error(weight: Float[Tensor, "C_out ..."], beta: Float[Tensor,
     return (weight - beta.view(-1, *[1] * (weight.dim() - 1)) * sign(weight)).square().sum()
 
 
+class PReLU(nn.PReLU):
+    """x where x > 0, else slope · x. A 1-bit convolution counts 0 often, and there torch's own PReLU has the derivative from
+    below in reverse mode, from above in forward mode and at second order; here it is always the one from below."""
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        return torch.where(x > 0, x, self.weight.to(x.dtype).view(1, -1, 1, 1) * x)
+
+
 class BinaryConv2d(nn.Module):
     """1-bit convolution a_out = β ∘ (sign(a_in) ⊙ sign(w)) (Eq. 4.22): (N, C_in, H, W) → (N, C_out, H', W').
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..validate import number
-from .binarize import BinaryConv2d
+from .binarize import BinaryConv2d, PReLU
 from .seeded import initialised_by
 
 #: The eight of the source, in the order of the columns of α. What is registered later does not change them.
@@ -60,7 +60,7 @@ def convolution(
         seen, stride = [EverySecond()], 1
     geometry = dict(stride=stride, padding=dilation * (kernel // 2), dilation=dilation, groups=groups)
     if binary:
-        return [norm(c_in, affine), *seen, BinaryConv2d(c_in, c_out, kernel, **geometry), nn.PReLU(c_out)]
+        return [norm(c_in, affine), *seen, BinaryConv2d(c_in, c_out, kernel, **geometry), PReLU(c_out)]
     return [nn.ReLU(), *seen, nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry), norm(c_out, affine)]
 
 
