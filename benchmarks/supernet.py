@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from method import table, timed  # beside this script
+from cost import table, timed  # beside this script
 from torch import Tensor, nn
 
 import dcpnas_lite
