@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pkgutil
 import re
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcpnas_lite.checks import equations, lab
+from dcpnas_lite.checks import equations, lab, mutation
+from dcpnas_lite.checks.problems import SIZES, Case
 from dcpnas_lite.derivation import trace
+from dcpnas_lite.method import backtracking
 
 BOOK = Path(__file__).parents[1] / "book"
 NUMBERS = [f"4.{n}" for n in range(20, 54)]
@@ -31,7 +34,7 @@ def test_the_table_is_closed():
 @pytest.mark.parametrize("number", NUMBERS)
 def test_entry(number):
     e = equations.get(number)
-    assert e.kind in equations.KINDS and e.verdict in equations.VERDICTS
+    assert e.kind in equations.KINDS and e.verdict in equations.VERDICTS and e.proof in equations.PROOFS
     assert e.title and e.printed and e.run.__doc__ and e.run.__name__ == "check_" + number.replace(".", "_")
     assert bool(e.reason) == (e.verdict in ("corrected", "under an assumption"))
     assert e.derived or e.verdict != "corrected"
@@ -63,41 +66,59 @@ def test_all_checks_are_quick_and_leave_the_generator_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def mapped(change, out):
-    """change applied to every tensor of a result; None where it changes none of them."""
-    if isinstance(out, torch.Tensor):
-        return change(out)
-    if isinstance(out, (list, tuple)):
-        changed = [mapped(change, part) for part in out]
-        return type(out)(*changed) if hasattr(out, "_fields") else type(out)(changed)
-    return change(torch.tensor(out)).item()
-
-
-MUTANTS = {
-    "zero": lambda t: t * 0,
-    "negated": lambda t: -t,
-    "factor missing": lambda t: t * 0.5,
-    "transposed": lambda t: t.transpose(0, 1) if t.ndim > 1 else t.flip(0) if t.ndim else t * 1.5,
-    "one entry for all": lambda t: t.flatten()[0].expand_as(t) if t.ndim else t * 3,
-}
 FUNCTIONS = [(e.number, path) for e in equations.TABLE for path in e.functions]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
 @pytest.mark.parametrize("number, path", FUNCTIONS)
-def test_no_check_survives_a_mutant(number, path, mutant, monkeypatch):
-    target = pkgutil.resolve_name(path)
-    owner, name = pkgutil.resolve_name(path.rpartition(".")[0]), path.rpartition(".")[2]
-    if isinstance(target, type):  # a class: mutate what an instance returns
-        owner, name = target, "forward" if issubclass(target, torch.nn.Module) else "__call__"
-    original = getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *args, **options: mapped(MUTANTS[mutant], original(*args, **options)))
-    assert not equations.get(number).check().passed
+def test_no_check_survives_a_mutant(number, path):
+    original = pkgutil.resolve_name(path)
+    outcomes = {mutant: mutation.caught(equations.get(number), path, mutant) for mutant in mutation.MUTANTS}
+    assert False not in outcomes.values(), outcomes
+    assert all(outcomes[mutant] for mutant in mutation.RESULTS)  # these change every result
+    assert pkgutil.resolve_name(path) is original and equations.get(number).check().passed
 
 
-def test_most_equations_are_implemented_and_mutated():
-    without = {e.number for e in equations.TABLE if not e.functions}
-    assert without == {"4.20", "4.38", "4.39", "4.40"}  # notation, and steps of a proof
+def test_a_weak_check_is_seen():
+    """A check that looks at the size alone lets a mutant pass, and its score says so."""
+
+    def weak(case):
+        alpha, factor = case.normal(case.E, case.M), case.normal(case.M, case.E)
+        return abs(trace.alpha_factor(alpha, factor).norm() / (alpha @ factor).norm() - 1).item()
+
+    row = dataclasses.replace(equations.get("4.47"), run=weak)
+    assert row.check().passed and mutation.score(row) == "4/6"  # neither the sign nor the order of the edges
+    assert mutation.caught(equations.get("4.53"), equations.get("4.53").functions[0], "blind to signs") is None
+
+
+def test_order_is_not_taken_for_rank(monkeypatch):
+    monkeypatch.setattr(backtracking, "ranking", lambda norms: norms.argsort(stable=True) + 1)
+    assert not equations.get("4.52").check().passed
+
+
+def test_problems_are_of_every_shape_and_sign():
+    cases = [Case(number) for number in range(len(SIZES))]
+    assert {(c.E > c.M) - (c.E < c.M) for c in cases} == {-1, 0, 1} and len(cases) >= 4
+    for c in cases:
+        toy, jacobian, _, _ = c.mixture()
+        for values in (toy.alpha, jacobian[jacobian != 0], c.normal(20)):
+            assert (values > 0).any() and (values < 0).any()
+        assert torch.equal(Case(c.number).normal(3), Case(c.number).normal(3)) and not torch.equal(c.normal(3), c.normal(3))
+
+
+def test_a_check_holds_on_every_problem():
+    """One problem in four that fails is enough."""
+    row = equations.get("4.47")
+    for number in range(len(SIZES)):
+        once = dataclasses.replace(row, run=lambda case, n=number: 1.0 if case.number == n else row.run(case))
+        assert not once.check().passed
+    assert not dataclasses.replace(row, run=lambda case: float("nan")).check().passed
+    corrected = equations.get("4.49")
+    same = dataclasses.replace(corrected, run=lambda case: (0.0, 1.0 if case.number else 0.0))
+    assert not same.check().passed  # the printed line must fail on every problem, too
+
+
+def test_every_equation_is_implemented_and_mutated():
+    assert all(e.functions for e in equations.TABLE)
 
 
 def test_a_check_that_raises_has_failed(monkeypatch):
@@ -105,6 +126,7 @@ def test_a_check_that_raises_has_failed(monkeypatch):
         raise ValueError("wrong on purpose")
 
     monkeypatch.setattr("dcpnas_lite.derivation.trace.alpha_factor", broken)
+    monkeypatch.setattr(equations, "score", lambda equation: "–")
     check = equations.get("4.47").check()
     assert not check.passed and "ValueError: wrong on purpose" in check.text
     report = equations.report()
@@ -112,21 +134,28 @@ def test_a_check_that_raises_has_failed(monkeypatch):
     assert "**fails**" in equations.markdown_index()
 
 
-def test_report():
-    lines = equations.report().splitlines()
+@pytest.fixture(scope="module")
+def report() -> str:
+    return equations.report()
+
+
+def test_report(report):
+    lines = report.splitlines()
     assert len(lines) == 35 and lines[-1] == "34 of 34 equations have a verdict and a passing check"
     for number, line in zip(NUMBERS, lines, strict=False):
         assert line.startswith(f"{number}  pass  ")
+        caught, tried = re.search(r" (\d+)/(\d+)  ", line).groups()
+        assert caught == tried and int(tried) >= 5
 
 
-def test_without_docstrings():
+def test_without_docstrings(report):
     """python -OO takes the docstrings and the assertions away: the same table, the same reader's checker."""
     def optimised(*arguments):
         command = [sys.executable, "-OO", *arguments]
         return subprocess.run(command, capture_output=True, encoding="utf8", env=os.environ | {"PYTHONUTF8": "1"})
 
     table = optimised("-m", "dcpnas_lite", "equations")
-    assert (table.returncode, table.stderr) == (0, "") and table.stdout == equations.report() + "\n"
+    assert (table.returncode, table.stderr) == (0, "") and table.stdout == report + "\n"
     script = "from dcpnas_lite import lab; assert 0; lab.check(4.49, lab.EXERCISES['4.49'].reference); print(lab.signatures())"
     checked = optimised("-c", script)
     assert checked.returncode == 0 and checked.stdout.startswith("4.49 passes: ") and "4.53  " in checked.stdout
@@ -136,7 +165,7 @@ def test_generated_pages():
     index = equations.markdown_index()
     for number in NUMBERS:
         assert f"| [({number})](#eq-{number.replace('.', '-')}) |" in index
-    assert all(line.count("|") == 7 for line in index.splitlines())
+    assert all(line.count("|") == 9 for line in index.splitlines())
     errata = equations.markdown_errata()
     for e in equations.TABLE:
         assert (f"## {e.number} {e.title}" in errata) == bool(e.derived)

@@ -9,7 +9,7 @@ from torch import Tensor, einsum
 from ..derivation import responses, toys
 from ..method import objectives
 from ..network import binarize, supernet
-from .problems import along, deviation, distributions, normal
+from .problems import Case, along, deviation, distributions
 from .table import Chapter
 
 chapter = Chapter("03-coupled-objective")
@@ -36,38 +36,35 @@ def _node(alpha: Tensor, outputs: Tensor) -> Tensor:
     "4.20",
     "Architecture search as a maximisation",
     "definition",
-    "corrected",
+    "written out",
+    "holds",
     r"\max_{w, \alpha} f(w, \alpha), \qquad \alpha \in \mathcal{A} \subset \mathbb{R}^{M \times E}",
-    derived=r"\max_{w, \alpha} f(w, \alpha), \qquad \alpha \in \mathcal{A} \subset \mathbb{R}^{E \times M}",
-    reason="The orientation of α changes between 4.20 and 4.42. A convention, not a slip, but only one can be used: with one "
-    "weight per operation, α multiplies w when it has one row per edge, as 4.42 says.",
+    functions=(toys.Bilinear.products,),
 )
-def check_4_20():
-    """With one weight per operation, α w has one number per edge for α of shape E×M and is undefined for M×E."""
-    alpha, w = normal(3, 4), normal(4, seed=1)
-    by_hand = torch.stack([sum(alpha[e, m] * w[m] for m in range(4)) for e in range(3)])
-    try:
-        return deviation(alpha @ w, by_hand), deviation(alpha.T @ w, by_hand)
-    except RuntimeError:
-        return deviation(alpha @ w, by_hand), float("inf")
+def check_4_20(case: Case):
+    """α w for α ∈ R^{E×M}, as in 4.42, and w^T α for α ∈ R^{M×E}, as printed here, are the same numbers: one per edge."""
+    toy = case.toy(toys.Bilinear)
+    by_hand = torch.stack([sum(toy.alpha[e, m] * toy.w[m] for m in range(case.M)) for e in range(case.E)])
+    return max(deviation(toy.products(toy.alpha, toy.w), by_hand), deviation(toy.w @ toy.alpha.T, by_hand))
 
 
 @chapter.row(
     "4.21",
     "Loss of the search",
     "definition",
+    "written out",
     "holds",
     r"L_{\mathrm{NAS}} = -\tilde f(w, \alpha) = -\sum_{n=1}^{N} p_n(X) \log p_n(w, \alpha)",
     functions=(objectives.nas_loss,),
 )
-def check_4_21():
+def check_4_21(case: Case):
     """The loss equals the sum over classes written out, for a distribution p(X) and for labels."""
-    logits, target = normal(5, 3), normal(5, 3, seed=1).softmax(1)
+    images, classes = case.E, case.M
+    logits, target, labels = case.normal(images, classes), case.distribution(images, classes), case.labels(images, classes)
     log_p = (logits.exp() / logits.exp().sum(1, keepdim=True)).log()
-    labels = torch.tensor([0, 2, 1, 1, 0])
     picked = torch.stack([log_p[s, n] for s, n in enumerate(labels)])
     return max(
-        deviation(objectives.nas_loss(logits, target), -sum(target[:, n] * log_p[:, n] for n in range(3)).mean()),
+        deviation(objectives.nas_loss(logits, target), -sum(target[:, n] * log_p[:, n] for n in range(classes)).mean()),
         deviation(objectives.nas_loss(logits, labels), -picked.mean()),
     )
 
@@ -91,16 +88,17 @@ chapter.exercise(
     "4.24",
     "Search of a 1-bit network",
     "definition",
+    "written out",
     "holds",
     r"\max_{\hat w, \hat\alpha, \beta} f_b(\hat w, \hat\alpha, \beta), \qquad b^{\hat w} = \operatorname{sign}(\hat w)",
     functions=(binarize.BinaryConv2d.binary_weight,),
 )
-def check_4_24():
+def check_4_24(case: Case):
     """With β held fixed, a 1-bit convolution answers to the signs of ŵ alone: other magnitudes, the same output."""
-    conv, x = binarize.BinaryConv2d(2, 3, 3, learned_scale=True), normal(2, 2, 5, 5)
-    signs = 2.0 * (normal(3, 2, 3, 3, seed=1) >= 0) - 1
-    conv.weight.data = (signs * (0.1 + normal(3, 2, 3, 3, seed=2).abs())).double()
-    beta = conv.beta().detach().double().view(1, 3, 1, 1)
+    conv, x = binarize.BinaryConv2d(case.M, case.E, 3, learned_scale=True), case.normal(2, case.M, 5, 5)
+    signs = 2.0 * (case.normal(*conv.weight.shape) >= 0) - 1
+    conv.weight.data = (signs * (0.1 + case.normal(*signs.shape).abs())).double()
+    beta = conv.beta().detach().double().view(1, -1, 1, 1)
     with torch.no_grad():
         x = 2.0 * (x >= 0).double() - 1
         return max(deviation(conv.binary_weight(), signs.double()), deviation(conv(x), beta * F.conv2d(x, signs.double())))
@@ -110,6 +108,7 @@ def check_4_24():
     "4.25",
     "Objective of direct binary search",
     "definition",
+    "written out",
     "corrected",
     r"\tilde f_b(\hat w, \hat\alpha, \beta) = \sum_n \hat p_n(\hat w, \hat\alpha, \beta) \log \hat p_n(X)",
     derived=r"\tilde f_b(\hat w, \hat\alpha, \beta) = \sum_n p_n(X) \log \hat p_n(\hat w, \hat\alpha, \beta)",
@@ -117,29 +116,30 @@ def check_4_24():
     "labels, where p(X) has zeros, the printed sum is −∞ for every network.",
     functions=(objectives.nas_loss,),
 )
-def check_4_25():
-    """On soft targets the derived sum is −L_NAS of the Child; the printed one is another number, and −∞ on labels."""
-    logits, target = normal(5, 3), normal(5, 3, seed=1).softmax(1)
-    p, labels = logits.softmax(1), F.one_hot(torch.tensor([0, 2, 1, 1, 0]), 3).double()
+def check_4_25(case: Case):
+    """On soft targets, image by image, the derived sum is −L_NAS of the Child; the printed one is another, and −∞ on labels."""
+    logits, target = case.normal(20, case.M), case.distribution(20, case.M)
+    p, labels = logits.softmax(1), F.one_hot(case.labels(20, case.M), case.M).double()
     if (p * labels.log()).sum() != -float("inf"):
         return float("inf"), 0.0
-    objective = -objectives.nas_loss(logits, target)
-    return deviation(objective, (target * p.log()).sum(1).mean()), deviation(objective, (p * target.log()).sum(1).mean())
+    objective = torch.stack([-objectives.nas_loss(x[None], t[None]) for x, t in zip(logits, target, strict=True)])
+    return deviation(objective, (target * p.log()).sum(1)), deviation(objective, (p * target.log()).sum(1))
 
 
 @chapter.row(
     "4.26",
     "Child learns from Parent",
     "definition",
+    "written out",
     "reconstructed",
     r"L_{\mathrm{CP\text{-}NAS}} = -G(\hat w, \hat\alpha, \beta) + \mu L_R(\hat w, \beta)",
     functions=(objectives.cp_nas_loss,),
 )
-def check_4_26():
+def check_4_26(case: Case):
     """The loss is 4.32 without the tangent term."""
-    gain, distance, reconstruction = torch.tensor(-0.7), torch.tensor(0.3), torch.tensor(1.9)
+    gain, distance, reconstruction = case.normal(3)
     return max(
-        deviation(objectives.cp_nas_loss(gain, reconstruction, 0.2), 0.7 + 0.2 * reconstruction),
+        deviation(objectives.cp_nas_loss(gain, reconstruction, 0.2), -gain + 0.2 * reconstruction),
         deviation(
             objectives.cp_nas_loss(gain, reconstruction, 0.2),
             objectives.dcp_nas_loss(gain, distance, reconstruction, lam=0.0, mu=0.2),
@@ -151,14 +151,15 @@ def check_4_26():
     "4.27",
     "A node sums its incoming edges",
     "definition",
+    "written out",
     "holds",
     r"a^{(j)} = \sum_{i<j} o^{(i,j)}(a^{(i)}), \qquad o^{(i,j)}(a^{(i)}) = w^{(i,j)} \otimes a^{(i)}",
     functions=(supernet.MixedCell,),
 )
-def check_4_27():
+def check_4_27(case: Case):
     """With one operation per edge, a cell equals the sum over incoming edges written out node by node."""
-    cell, x = supernet.MixedCell(supernet.MICRO, "normal", 2, binary=False).double(), normal(2, 2, 6, 6)
-    chosen = F.one_hot(torch.tensor([2, 6, 1]), 8).double()
+    cell, x = supernet.MixedCell(supernet.MICRO, "normal", 2, binary=False).double(), case.normal(2, 2, 6, 6)
+    chosen = F.one_hot(case.labels(3, 8), 8).double()
     with torch.no_grad():
         return deviation(torch.stack(cell([x], chosen)), torch.stack(_node_by_node(cell, x, chosen)))
 
@@ -167,14 +168,15 @@ def check_4_27():
     "4.28",
     "An edge mixes its operations",
     "definition",
+    "written out",
     "holds",
     r"\hat o_m^{(i,j)} = \operatorname{softmax}_m(\alpha^{(i,j)}) \cdot o_m^{(i,j)}",
     functions=(supernet.Supernet,),
 )
-def check_4_28():
+def check_4_28(case: Case):
     """A supernet with any α equals the same network mixed with e^α / Σ_m e^α, node by node."""
     network = supernet.Supernet(supernet.MICRO, channels=2, layers=1, classes=3).double()
-    alpha, x = normal(3, 8, seed=1), normal(2, 1, 6, 6)
+    alpha, x = case.normal(3, 8), case.normal(2, 1, 6, 6)
     mix = torch.stack([row.exp() / row.exp().sum() for row in alpha])
     with torch.no_grad():
         prepared = network.preprocess[0][0](network.stem(x))
@@ -200,33 +202,35 @@ chapter.exercise(
     "4.32",
     "Loss of DCP-NAS",
     "definition",
+    "written out",
     "holds",
     r"L_{\mathrm{DCP\text{-}NAS}} = -G(\hat w, \hat\alpha, \beta) + \lambda D(\hat\alpha) + \mu L_R(\hat w, \beta)",
     functions=(objectives.dcp_nas_loss,),
 )
-def check_4_32():
+def check_4_32(case: Case):
     """The loss is the three terms with their weights."""
-    gain, distance, reconstruction = (torch.tensor(v, dtype=torch.float64) for v in (-0.7, 0.3, 1.9))
+    gain, distance, reconstruction = terms = case.normal(3)
     loss = objectives.dcp_nas_loss(gain, distance, reconstruction, lam=0.5, mu=0.2)
-    return deviation(loss, torch.tensor(0.7 + 0.15 + 0.38, dtype=torch.float64))
+    return deviation(loss, terms @ torch.tensor([-1, 0.5, 0.2], dtype=torch.float64))
 
 
 @chapter.row(
     "4.42",
     "The coupled objective",
     "definition",
+    "differences",
     "holds",
     r"\operatorname*{arg\,min}_{\alpha, w} \mathcal{L}(w, \alpha) = L + \operatorname{reg}(w), \qquad "
     r"\alpha \in \mathbb{R}^{E \times M},\; w \in \mathbb{R}^{M \times 1}",
     functions=(responses.Implicit,),
 )
-def check_4_42():
+def check_4_42(case: Case):
     """The inner minimum w*(α) exists, is stationary and lies below its surroundings; it moves when α does."""
-    toy = toys.LinearMixture.random(3, 4, 0)
+    toy = case.toy()
     w, jacobian = responses.Implicit(toy.regularized)(toy.alpha, toy.w)
     stationary = (toy.dL_dw(toy.alpha, w) + w).norm().item()
     least = toy.regularized(toy.alpha, w)
-    below = all(toy.regularized(toy.alpha, w + 0.1 * normal(4, seed=s)) > least for s in range(20))
-    direction = normal(3, 4, seed=30)
+    below = all(toy.regularized(toy.alpha, w + 0.1 * case.normal(case.M)) > least for _ in range(20))
+    direction = case.normal(case.E, case.M)
     moves = along(lambda alpha: responses.Implicit(toy.regularized)(alpha, toy.w).w, toy.alpha, direction)
     return max(stationary, deviation(einsum("kem,em->k", jacobian, direction), moves)) if below else float("inf")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 import torch
-from torch import einsum
+from torch import Tensor, einsum
 
 from ..derivation import responses, toys, trace
-from .problems import deviation, mixture
+from .problems import Case, coupling_of, deviation
 from .table import Chapter
 
 chapter = Chapter("05-dividing-by-a-matrix")
@@ -25,33 +25,38 @@ def _in_the_rows_of_alpha(arguments: dict) -> dict:
     "4.44",
     "Dividing by α",
     "definition",
-    "corrected",
+    "autograd",
+    "under an assumption",
     r"\tilde L = \Bigl(\frac{\partial L(\alpha, w)}{\partial w}\Bigr)^{T} / \alpha",
-    derived=r"\tilde L = \Bigl(\frac{\partial \ell}{\partial (\alpha \circledast w)}\Bigr)^{T}: \; "
-    r"\frac{\partial L}{\partial w} = \operatorname{diag}(\tilde L \alpha) \qquad\text{or}\qquad "
-    r"\tilde L = \Bigl(\frac{\partial L}{\partial w}\Bigr)^{T} \alpha^{+}: \; \Bigl(\frac{\partial "
-    r"L}{\partial w}\Bigr)^{T} = \tilde L \alpha",
-    reason="α is E×M, not square, and has no inverse. The quotient has a meaning if L sees α and w only through their "
-    "products: as a factorization where each operation is scaled by its own α (L̃ is M×E, its columns are the g̃_e of "
-    "4.46), or as a right division where L depends on α w (L̃ is 1×E). Then L̃ stands left of α.",
-    functions=(trace.loss_factor, trace.right_division),
+    derived=r"\Bigl(\frac{\partial L}{\partial W}\Bigr)^{T} = \tilde L\,\alpha, \qquad W = \operatorname{diag}(w), \; L = "
+    r"\ell(\alpha W), \; \tilde L = \Bigl(\frac{\partial \ell}{\partial (\alpha W)}\Bigr)^{T}",
+    reason="It takes w for the diagonal matrix W. If L sees α and w only through their products, (∂L/∂W)^T = L̃ α in all "
+    "of its M² entries: a right division, exact for every E and M. It returns δ^T = (∂ℓ/∂(α W))^T itself, one "
+    "column g̃_e per edge as 4.46 has it, where E ≤ M, and another factor of the same product elsewhere. The "
+    "diagonal alone is the elementwise form ∂L/∂w = diag(L̃ α), the row of a loss of α w the bilinear one, "
+    "(∂L/∂w)^T = L̃ α with L̃ of shape 1×E. With w as a vector there is in general no quotient: the figure is what "
+    "the best L̃ leaves at E = 1.",
+    functions=(trace.matrix_factor, trace.loss_factor, trace.right_division),
 )
-def check_4_44():
-    """∂L/∂w = diag(L̃ α) in the mixture and (∂L/∂w)^T = L̃ α in the bilinear reading; α has no inverse."""
-    toy, w, _, _, dL_dw = mixture()
-    L = trace.loss_factor(toy.delta(toy.alpha, w))
-    bilinear = toys.Bilinear.random(3, 4, 0)
+def check_4_44(case: Case):
+    """With W = diag(w) the quotient exists in every size and (∂L/∂W)^T = L̃ α in all M² entries, of which ∂L/∂w is the
+    diagonal; so it is for L = ℓ(α w) and the row (∂L/∂w)^T. Of the mixture's row, at E = 1, no L̃ is the quotient."""
+    toy, bilinear, single = case.toy(), case.toy(toys.Bilinear), case.toy(E=1)
+    W = torch.diag(toy.w).requires_grad_()
+    (dL_dW,) = torch.autograd.grad(toy.ell(toy.alpha @ W), W)
+    L, quotient = trace.loss_factor(toy.delta(toy.alpha, toy.w)), trace.matrix_factor(dL_dW, toy.alpha)
     row = trace.right_division(bilinear.dL_dw(bilinear.alpha, bilinear.w), bilinear.alpha)
-    error = max(
-        deviation(torch.diag(L @ toy.alpha), dL_dw),
+    errors = [
+        deviation(quotient @ toy.alpha, dL_dW.T),
+        deviation(L @ toy.alpha, dL_dW.T),
+        deviation(torch.diag(L @ toy.alpha), toy.dL_dw(toy.alpha, toy.w)),
         deviation(row @ bilinear.alpha, bilinear.dL_dw(bilinear.alpha, bilinear.w).unsqueeze(0)),
-        deviation(row, bilinear.delta(bilinear.alpha, bilinear.w).unsqueeze(0)),
-    )
-    try:
-        torch.linalg.inv(toy.alpha)
-    except RuntimeError:
-        return error, float("inf")
-    return error, 0.0
+    ]
+    if case.E <= case.M:  # then the rows of α are independent and the quotient is the only factor
+        errors.append(deviation(quotient, L))
+    gradient = single.dL_dw(single.alpha, single.w)
+    best = torch.linalg.lstsq(single.alpha.T, gradient.unsqueeze(1)).solution
+    return max(errors), deviation((single.alpha.T @ best).squeeze(1), gradient)
 
 
 chapter.exercise(
@@ -103,36 +108,46 @@ chapter.exercise(
     "4.45",
     "The loss gradient as a trace",
     "identity",
+    "autograd",
     "corrected",
-    r"\frac{\partial L(\alpha, w)}{\partial w} = \operatorname{Tr}\Bigl[\alpha \tilde L \frac{\partial "
-    r"w}{\partial \alpha}\Bigr]",
-    derived=r"C_{e,m} = \operatorname{Tr}\Bigl[\tilde L \alpha \operatorname{diag}\frac{\partial w}{\partial "
-    r"\alpha_{e,m}}\Bigr] "
-    r"= \sum_k (\tilde L \alpha)_{kk} \frac{\partial w_k}{\partial \alpha_{e,m}}",
-    reason="The left side must be the coupling (∂L/∂w)(∂w/∂α), not ∂L/∂w. And the factors stand in the other order: α L̃ is "
-    "E×E, (∂L/∂w)^T is 1×M. Cyclic permutation does not help: Tr[L̃ α W] = Tr[α W L̃], not Tr[α L̃ W]. The order α L̃ "
-    "belongs to the layout of 4.20: with α ∈ R^{M×E}, L̃ transposed as well and ∂L/∂w a column, ∂L/∂w = α L̃ holds. But 4.46 "
-    "and 4.47 set the rows of α and the columns of L̃ per edge, and there only L̃ α holds. The figure is "
-    "the error where E = M.",
+    r"\frac{\partial L(\alpha, w)}{\partial w} = \operatorname{Tr}\Bigl[\alpha \tilde L \frac{\partial w}{\partial "
+    r"\alpha}\Bigr]",
+    derived=r"C_{e,m} = \operatorname{Tr}\Bigl[\tilde L \alpha \frac{\partial W}{\partial \alpha_{e,m}}\Bigr] = \sum_k "
+    r"(\tilde L \alpha)_{kk} \frac{\partial w_k}{\partial \alpha_{e,m}}, \qquad W = \operatorname{diag}(w)",
+    reason="The left side must be the coupling (∂L/∂w)(∂w/∂α), one number for each (e, m): the right side doubles with "
+    "∂w/∂α, ∂L/∂w does not. The right side holds in the layout of 4.20: with α ∈ R^{M×E} and L̃ ∈ R^{E×M}, Tr[α L̃ "
+    "∂W/∂α_{m,e}] = C entry by entry, in the printed order. In the layout of 4.46 and 4.47, rows of α and columns "
+    "of L̃ per edge, it is L̃ α. Cyclic permutation does not lead from one to the other: Tr[L̃ α W'] = Tr[α W' "
+    "L̃], not Tr[α L̃ W']. Every later slip follows from one here: ∂W/∂α_{e,m}, an M×M matrix for one entry of α, "
+    "gives way in 4.46 to (∂w/∂α)_m, an E×M matrix for one weight, which only α L̃ can multiply.",
     functions=(trace.coupling, trace.loss_factor),
 )
-def check_4_45():
-    """With L̃ α the trace equals the coupling for every (e, m), in both readings, and so it does transposed; with α L̃ in
-    the layout of 4.46–4.47, tried at E = M, it does not."""
-    errors, wrong = [], []
-    for random, E in itertools.product((toys.LinearMixture.random, toys.Bilinear.random), (3, 4)):
-        toy = random(E, 4, 0)
-        w, jacobian = responses.Explicit(toy.phi)(toy.alpha)
-        delta, dL_dw = toy.delta(toy.alpha, w), toy.dL_dw(toy.alpha, w)
-        C = trace.coupling(dL_dw, jacobian)
-        L = trace.loss_factor(delta) if delta.ndim == 2 else delta.unsqueeze(0)
-        column = torch.diag(toy.alpha.T @ L.T) if delta.ndim == 2 else (toy.alpha.T @ L.T).squeeze(1)
-        errors.append(deviation(column, dL_dw))
-        for e, m in itertools.product(range(E), range(4)):
-            W = torch.diag(jacobian[:, e, m]) if delta.ndim == 2 else jacobian[:, e, m].unsqueeze(1)
-            errors.append(deviation(torch.trace(L @ toy.alpha @ W), C[e, m]))
-        if E == 4 and delta.ndim == 2:
-            wrong.append(deviation(torch.diag(toy.alpha @ L), dL_dw))
+def check_4_45(case: Case):
+    """The trace with L̃ α is the coupling for every (e, m), with w as a matrix and as a row, and so is α L̃ in the layout
+    of 4.20. In that of 4.46–4.47, at E = M, only L̃ α and its transpose are, of eight products; ∂L/∂w is none of them."""
+    toy, jacobian, L, C = case.mixture()
+    w, edges, operations = toy.phi(toy.alpha), range(case.E), range(case.M)
+    entries = list(itertools.product(edges, operations))
+
+    def traces(product: Tensor) -> Tensor:
+        return torch.stack([torch.trace(product @ torch.diag(jacobian[:, e, m])) for e, m in entries]).view(case.E, case.M)
+
+    bilinear = case.toy(toys.Bilinear)
+    v, answer = responses.Explicit(bilinear.phi)(bilinear.alpha)
+    row = bilinear.delta(bilinear.alpha, v) @ bilinear.alpha
+    alpha, L_derived = toy.alpha.T, trace.loss_factor(toy.delta(toy.alpha, w)).T  # the layout of 4.20: M×E and E×M
+    errors = [
+        deviation(traces(trace.loss_factor(toy.delta(toy.alpha, w)) @ toy.alpha), C),
+        deviation(traces(alpha @ L_derived), C),
+        deviation(einsum("k,kem->em", row, answer), coupling_of(bilinear, bilinear.phi)),
+        deviation(trace.coupling(toy.dL_dw(toy.alpha, w), jacobian), C),
+    ]
+    gradient = toy.dL_dw(toy.alpha, w).expand(case.E, case.M)
+    wrong = [deviation(gradient, C), deviation(gradient, 2 * C)]  # the right side doubles with ∂w/∂α, the left side stays
+    if case.E == case.M:
+        right = (L @ toy.alpha, toy.alpha.T @ L.T)
+        for a, factor in itertools.product((toy.alpha, toy.alpha.T), (L, L.T)):
+            wrong += [deviation(traces(p), C) for p in (a @ factor, factor @ a) if not any(torch.equal(p, r) for r in right)]
     return max(errors), min(wrong)
 
 

@@ -1,7 +1,8 @@
 r"""The closed table of the equations 4.20–4.53: what each one is, whether it holds, and a check that can fail.
 
 `TABLE` has one `Equation` per number; `get("4.49").check()` runs its check. Where the printed line cannot stand, the check
-runs both lines: the printed one must fail and the derived one must pass. All checks together take a few seconds.
+runs both lines: the printed one must fail and the derived one must pass. Every check runs on several problems, of different
+sizes and with entries of either sign, and is itself tried on wrong versions of what it checks (its mutation score).
 The rows, with the exercises of the same numbers, stand chapter by chapter in the modules beside this one.
 """
 
@@ -17,9 +18,10 @@ from . import (
     trace_product,
     trace_to_update,
 )
-from .table import EXACT, KINDS, VERDICTS, WRONG, Check, Equation
+from .mutation import score
+from .table import EXACT, KINDS, PROOFS, VERDICTS, WRONG, Check, Equation
 
-__all__ = ["CHAPTERS", "EXACT", "KINDS", "TABLE", "VERDICTS", "WRONG", "Check", "Equation", "get", "report"]
+__all__ = ["CHAPTERS", "EXACT", "KINDS", "PROOFS", "TABLE", "VERDICTS", "WRONG", "Check", "Equation", "get", "report"]
 __all__ += ["markdown_errata", "markdown_index"]
 
 CHAPTERS = tuple(
@@ -47,27 +49,27 @@ def get(number: str) -> Equation:
 
 
 def report() -> str:
-    """The table with live results, as plain text."""
+    """The table with live results, as plain text: number, outcome, verdict, figure, proof, mutants caught, title."""
     lines, passed = [], 0
     for equation in TABLE:
         result = equation.check()
         passed += result.passed
         lines.append(
-            f"{equation.number}  {'pass' if result.passed else 'FAIL'}  {equation.verdict:19}  "
-            f"{equation.figure(result):>13}  {equation.title}" + ("" if result.passed else f"\n      {result.text}")
+            f"{equation.number}  {'pass' if result.passed else 'FAIL'}  {equation.verdict:19}  {equation.figure(result):>9}  "
+            f"{equation.proof:11}  {score(equation):>5}  {equation.title}" + ("" if result.passed else f"\n      {result.text}")
         )
     return "\n".join([*lines, f"{passed} of {len(TABLE)} equations have a verdict and a passing check"])
 
 
 def markdown_index() -> str:
     """The equation index as a Markdown table, with live figures."""
-    rows = ["| Eq. | Title | Kind | Verdict | Functions | Check |", "|" + "---|" * 6]
+    rows = ["| Eq. | Title | Kind | Verdict | Functions | Check | Proof | Mutants |", "|" + "---|" * 8]
     for e in TABLE:
         result = e.check()
         functions = "<br>".join(f"`{path.removeprefix('dcpnas_lite.')}`" for path in e.functions) or "–"
         rows.append(
             f"| [({e.number})](#{e.anchor}) | {e.title} | {e.kind} | {e.verdict} | {functions} | "
-            f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} |"
+            f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} | {e.proof} | {score(e)} |"
         )
     return "\n".join(rows)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..derivation import trace
 from ..method import backtracking
 from ..network import supernet
-from .problems import deviation, normal
+from .problems import Case, deviation
 from .table import Chapter
 
 chapter = Chapter("08-learning-psi")
@@ -27,34 +27,45 @@ def _chosen(alpha_next: Tensor, alpha: Tensor, psi: Tensor, eta: float, norms: T
     "4.51",
     "Learning ψ̃",
     "heuristic",
-    "corrected",
-    r"\tilde\psi^{t+1} = \Bigl\lvert \tilde\psi^t - \eta_{\tilde\psi} \frac{\partial L}{\partial \tilde\psi^t} \Bigr\rvert",
+    "autograd",
+    "under an assumption",
+    r"\tilde\psi^{t+1} = \Bigl\lvert \tilde\psi^t - \eta_{\tilde\psi} \frac{\partial L}{\partial \tilde\psi^t} "
+    r"\Bigr\rvert",
     derived=r"\tilde\psi^{t+1} = \tilde\psi^t - \eta_{\tilde\psi} \frac{\partial L}{\partial \tilde\psi^t}, \qquad "
-    r"\frac{\partial L}{\partial \tilde\psi^t} = \eta \frac{\partial L}{\partial \tilde\alpha^{t+1}} \circledast \alpha^t",
-    reason="ψ = −C/α has either sign. The absolute value keeps ψ̃ ≥ 0, so the step can only push α away from 0 and never "
-    "reaches a ψ with a negative entry. The gradient is the next step's own, at no cost.",
+    r"\frac{\partial L}{\partial \tilde\psi^t} = \eta \frac{\partial L}{\partial \tilde\alpha^{t+1}} \circledast "
+    r"\alpha^t",
+    reason="The absolute value is a constraint, ψ̃ ≥ 0, and a heuristic for keeping it: where the best ψ is not negative, "
+    "it is found. But ψ = −C/α has either sign; with ψ̃ ≥ 0 the step can only push α away from 0. Without the "
+    "constraint the line is plain descent. The gradient is the next step's own, at no cost.",
     functions=(backtracking.psi_gradient,),
 )
-def check_4_51():
-    """The gradient equals autograd through 4.50; descent finds the best ψ, with the absolute value it stays away from it."""
-    alpha, start, target, eta = normal(3, 4), normal(3, 4, seed=1), normal(3, 4, seed=2), 0.3
-    psi = normal(3, 4, seed=3).requires_grad_()
+def check_4_51(case: Case):
+    """The gradient equals autograd through 4.50; descent finds the best ψ of either sign, and so it does with the absolute
+    value where the best is ≥ 0; where it has a negative entry, the absolute value stays away from it."""
+    E, M, eta = case.E, case.M, 0.3
+    alpha, start, target = (case.normal(E, M) for _ in range(3))
 
     def loss(psi: Tensor) -> Tensor:
         return 0.5 * (start + eta * psi * alpha - target).square().sum()
 
     errors = []
-    for shape in ((3, 4), (3, 1), (1, 4), (1, 1)):
-        shaped = psi.detach()[: shape[0], : shape[1]].clone().requires_grad_()
+    for shape in ((E, M), (E, 1), (1, M), (1, 1)):
+        shaped = case.normal(*shape).requires_grad_()
         (by_autograd,) = torch.autograd.grad(loss(shaped), shaped)
         gradient = (start + eta * shaped * alpha - target).detach()
         errors.append(deviation(backtracking.psi_gradient(gradient, alpha, eta, shape), by_autograd))
-    best, free, bound = (target - start) / (eta * alpha), torch.zeros(3, 4).double(), torch.zeros(3, 4).double()
-    rate = 0.5 / (eta * alpha).square()  # half of Newton's step, so that forty steps are enough
-    for _ in range(40):
-        free = free - rate * backtracking.psi_gradient(start + eta * free * alpha - target, alpha, eta, (3, 4))
-        bound = (bound - rate * backtracking.psi_gradient(start + eta * bound * alpha - target, alpha, eta, (3, 4))).abs()
-    return max(*errors, deviation(free, best)), deviation(bound, best)
+
+    def learned(best: Tensor, absolute: bool) -> float:
+        psi = torch.zeros_like(best)
+        for _ in range(40):  # half of Newton's step, so that forty steps are enough
+            slope = backtracking.psi_gradient(eta * (psi - best) * alpha, alpha, eta, (E, M))
+            psi = psi - 0.5 / (eta * alpha).square() * slope
+            psi = psi.abs() if absolute else psi
+        return deviation(psi, best)
+
+    best = case.normal(E, M)
+    best[0, 0] = -best[0, 0].abs()
+    return max(*errors, learned(best, False), learned(best.abs(), True)), learned(best, True)
 
 
 chapter.exercise(
@@ -107,30 +118,35 @@ chapter.exercise(
     "4.52",
     "Which operations are corrected",
     "heuristic",
+    "written out",
     "corrected",
-    r"\tilde\alpha_m^{t+1} = \begin{cases} \alpha_{:,m}^{t+1} + \eta \tilde\psi^t \circledast \alpha_{:,m}^t & \text{if } "
-    r"\operatorname{ranking}(R(w_m)) > \tau \\ \tilde\alpha_{:,m}^{t+1} & \text{otherwise} \end{cases}",
+    r"\tilde\alpha_m^{t+1} = \begin{cases} P(\alpha_{:,m}^{t+1}, \alpha_{:,m}^t) = \alpha_{:,m}^{t+1} + \eta "
+    r"\tilde\psi^t \circledast \alpha_{:,m}^t & \text{if } \operatorname{ranking}(R(w_m)) > \tau \\ "
+    r"\tilde\alpha_{:,m}^{t+1} & \text{otherwise} \end{cases}",
     derived=r"\tilde\alpha_{:,m}^{t+1} = \begin{cases} \alpha_{:,m}^{t+1} + \eta \tilde\psi_{:,m}^t \circledast "
-    r"\alpha_{:,m}^t & \text{if } "
-    r"\operatorname{ranking}(R(w_m)) > \tau \\ \alpha_{:,m}^{t+1} & \text{otherwise} \end{cases}",
-    reason="The second branch has α̃ on both sides and so determines nothing; it must leave the step α^{t+1} as it is. And m is "
-    "an operation, a column of α, not an edge: R(w_m) is one number per operation.",
+    r"\alpha_{:,m}^t & \text{if } \operatorname{ranking}(R(w_m)) > \tau \\ \alpha_{:,m}^{t+1} & \text{otherwise} "
+    r"\end{cases}",
+    reason="The second branch has α̃ on both sides and so determines nothing; it must leave the step α^{t+1} as it is. "
+    "And m is an operation, a column of α, not an edge: R(w_m) is one number per operation.",
     functions=(backtracking.backtrack, backtracking.ranking),
 )
-def check_4_52():
-    """Ranking and both branches written out; with m an edge, as the text says, the ranks do not fit the rows of α."""
-    alpha, start, psi, norms = normal(3, 5), normal(3, 5, seed=1), normal(3, 5, seed=2), normal(5, seed=3).square()
+def check_4_52(case: Case):
+    """Ranking and both branches written out. A second branch that assigns nothing leaves α^t, another result; so does m as an
+    edge, as the text has it, where E = M lets its ranks fit the rows of α."""
+    E, M = case.E, case.M
+    alpha, start, psi = (case.normal(E, M) for _ in range(3))
+    norms = case.normal(M).square().sort().values.roll(1)  # no order that is its own inverse
     ranks = torch.tensor([1 + sum((other < r).item() for other in norms) for r in norms])
-    result = backtracking.backtrack(start, alpha, psi, 0.3, backtracking.ranking(norms) > 2)
-    by_hand = start.clone()
-    for m in range(5):
-        if ranks[m] > 2:
+    chosen, by_hand = backtracking.ranking(norms) > M // 2, start.clone()
+    for m in range(M):
+        if ranks[m] > M // 2:
             by_hand[:, m] += 0.3 * psi[:, m] * alpha[:, m]
-    error = max(deviation(result, by_hand), deviation(backtracking.ranking(norms).double(), ranks.double()))
-    try:
-        return error, deviation(torch.where((ranks > 2).unsqueeze(1), start + 0.3 * psi * alpha, start), by_hand)
-    except RuntimeError:
-        return error, float("inf")
+    corrected = start + 0.3 * psi * alpha
+    wrong = [deviation(torch.where(ranks > M // 2, corrected, alpha), by_hand)]
+    if E == M:
+        wrong.append(deviation(torch.where((ranks > M // 2).unsqueeze(1), corrected, start), by_hand))
+    result = backtracking.backtrack(start, alpha, psi, 0.3, chosen)
+    return max(deviation(result, by_hand), deviation(backtracking.ranking(norms).double(), ranks.double())), min(wrong)
 
 
 chapter.exercise(
@@ -157,12 +173,13 @@ chapter.exercise(
     "4.53",
     "Size of an operation's weights",
     "definition",
+    "written out",
     "holds",
     r"R(w_m) = \lVert w_m \rVert_2^2, \qquad m = 1, \dots, M",
     functions=(backtracking.weight_norms,),
     exact=1e-6,  # the network is in single precision
 )
-def check_4_53():
+def check_4_53(case: Case):
     """In a Child, R equals the squared norm of β ∘ sign(ŵ) written out; pooling counts as 1/9, the identity as 1."""
     network = supernet.Supernet(supernet.MICRO, channels=2, layers=1, classes=3, binary=True)
     fixed = {"none": 0.0, "skip_connect": 1.0, "max_pool_3x3": 1 / 81, "avg_pool_3x3": 1 / 81}

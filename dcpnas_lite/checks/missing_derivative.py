@@ -6,7 +6,7 @@ import torch
 from torch import einsum
 
 from ..derivation import responses, toys, trace
-from .problems import deviation, symmetric
+from .problems import Case, coupling_of, deviation, symmetric
 from .table import Chapter
 
 chapter = Chapter("04-missing-derivative")
@@ -16,6 +16,7 @@ chapter = Chapter("04-missing-derivative")
     "4.43",
     "Gradient step with the coupling",
     "definition",
+    "autograd",
     "reconstructed",
     r"\tilde\alpha^{t+1} = \alpha^t - \eta_1 \Bigl( \frac{\partial L}{\partial \alpha^t} + \eta_2 \operatorname{Tr}\Bigl[ "
     r"\Bigl(\frac{\partial L}{\partial w^t}\Bigr)^{T} \frac{\partial w^t}{\partial \alpha^t} \Bigr] \Bigr)",
@@ -26,20 +27,16 @@ chapter = Chapter("04-missing-derivative")
         responses.Implicit,
     ),
 )
-def check_4_43():
+def check_4_43(case: Case):
     """Direct part plus coupling is the total derivative dL/dα by autograd through w(α), for three responses."""
     errors = []
-    for random in (toys.LinearMixture.random, toys.Bilinear.random):
-        toy = random(3, 4, 0)
-        for respond in (
-            responses.Explicit(toy.phi),
-            responses.Unrolled(toy.loss, 0.1),
-            responses.Implicit(toy.regularized),
-        ):
+    for toy in (case.toy(), case.toy(toys.Bilinear)):
+        for respond in (responses.Explicit(toy.phi), responses.Unrolled(toy.loss, 0.1), responses.Implicit(toy.regularized)):
             w, jacobian = respond(toy.alpha, toy.w)
+            C = trace.coupling(toy.dL_dw(toy.alpha, w), jacobian)
+            errors.append(deviation(C, coupling_of(toy, lambda alpha, r=respond, w=toy.w: r.weights(alpha, w))))
             alpha = toy.alpha.clone().requires_grad_()
             (total,) = torch.autograd.grad(toy.loss(alpha, respond.weights(alpha, toy.w)), alpha)
-            C = trace.coupling(toy.dL_dw(toy.alpha, w), jacobian)
             errors.append(deviation(toy.dL_dalpha(toy.alpha, w) + C, total))
     return max(errors)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..method import objectives
 from ..network import binarize
-from .problems import deviation, normal
+from .problems import Case, deviation
 from .table import Chapter
 
 chapter = Chapter("01-one-bit")
@@ -36,21 +36,22 @@ def _window(x: Tensor) -> Tensor:
     "4.22",
     "One-bit convolution",
     "definition",
+    "written out",
     "holds",
     r"\hat a_{\mathrm{out}} = \beta \circ (b^{\hat a_{\mathrm{in}}} \odot b^{\hat w})",
     functions=(binarize.BinaryConv2d,),
 )
-def check_4_22():
+def check_4_22(case: Case):
     """The convolution equals XNOR and bit count on packed signs, scaled channel by channel."""
-    conv, x = binarize.BinaryConv2d(2, 3, 3, stride=2, padding=1), normal(2, 2, 7, 7)
-    conv.weight.data = normal(3, 2, 3, 3, seed=1)
+    conv, x = binarize.BinaryConv2d(case.M, case.E, 3, stride=2, padding=1), case.normal(2, case.M, 7, 7)
+    conv.weight.data = case.normal(*conv.weight.shape)
     x[0, 0, 3, 3] = 0
     with torch.no_grad():
         out = conv(x)
         bits_x = F.unfold(F.pad((x >= 0).double(), (1,) * 4), 3, stride=2) > 0.5  # border: −1, the bit 0
         xnor = bits_x.unsqueeze(1) == (conv.weight >= 0).flatten(1)[None, :, :, None]
         beta = torch.stack([w.abs().sum() / w.numel() for w in conv.weight])
-        return deviation(out, beta.view(1, 3, 1, 1) * (2 * xnor.sum(2) - 18).view(out.shape))
+        return deviation(out, beta.view(1, -1, 1, 1) * (2 * xnor.sum(2) - 9 * case.M).view(out.shape))
 
 
 chapter.exercise(
@@ -75,15 +76,17 @@ chapter.exercise(
     "4.23",
     "Reconstruction error",
     "definition",
+    "written out",
     "holds",
     r"L_R(\hat w, \beta) = \lVert \hat w - \beta \circ b^{\hat w} \rVert^2",
     functions=(binarize.reconstruction_error, binarize.scale),
 )
-def check_4_23():
+def check_4_23(case: Case):
     """The error equals its expanded square for any β, and β = mean |w| is the minimum of that parabola."""
-    w, beta = normal(3, 2, 3, 3), normal(3, seed=1).abs()
-    parabola = sum((w[c] ** 2).sum() - 2 * beta[c] * w[c].abs().sum() + 18 * beta[c] ** 2 for c in range(3))
-    vertex = torch.stack([w[c].abs().sum() / 18 for c in range(3)])
+    channels, size = range(case.E), 9 * case.M
+    w, beta = case.normal(case.E, case.M, 3, 3), case.normal(case.E).abs()
+    parabola = sum((w[c] ** 2).sum() - 2 * beta[c] * w[c].abs().sum() + size * beta[c] ** 2 for c in channels)
+    vertex = torch.stack([w[c].abs().sum() / size for c in channels])
     return max(deviation(binarize.reconstruction_error(w, beta), parabola), deviation(binarize.scale(w), vertex))
 
 
@@ -107,6 +110,7 @@ chapter.exercise(
     "4.34",
     "Gradient of the loss with respect to ŵ",
     "identity",
+    "autograd",
     "corrected",
     r"\nabla_{\hat w} L_{\mathrm{DCP\text{-}NAS}} = -\frac{\partial G}{\partial b^{\hat w}} "
     r"\frac{\partial b^{\hat w}}{\partial \hat w}",
@@ -117,10 +121,10 @@ chapter.exercise(
     "too (none if β is learned). The tangent term λ D acts on α̂ only, in the source and here.",
     functions=(binarize.BinaryConv2d, objectives.reconstruction_loss),
 )
-def check_4_34():
+def check_4_34(case: Case):
     """Autograd through the 1-bit convolution equals the derived closed form; the printed term alone does not."""
-    conv, x, parent, mu = binarize.BinaryConv2d(2, 3, 2), normal(4, 2, 2, 2), normal(4, 3, seed=1), 0.2
-    conv.weight.data = normal(3, 2, 2, 2, seed=2)
+    conv, x, mu = binarize.BinaryConv2d(2, 3, 2), case.normal(4, 2, 2, 2), 0.2
+    parent, conv.weight.data = case.normal(4, 3), case.normal(3, 2, 2, 2)
     w, beta = conv.weight.detach(), conv.weight.detach().abs().mean((1, 2, 3)).view(3, 1, 1, 1)
     b, window = 2.0 * (w >= 0) - 1, (w.abs() <= 1).double()
     gain = objectives.kl_gain(conv(x).flatten(1), parent)
@@ -139,17 +143,18 @@ def check_4_34():
     "4.35",
     "Straight-through window",
     "surrogate",
+    "written out",
     "holds",
     r"\frac{\partial b^{\hat w}}{\partial \hat w} = \mathbf{1}_{\lvert \hat w \rvert \le 1}",
     functions=(binarize.sign,),
 )
-def check_4_35():
+def check_4_35(case: Case):
     """Values and derivative of sign at, inside and outside the ends of the window."""
-    w = torch.tensor([-1.5, -1.0, -0.3, 0.0, 0.7, 1.0, 1.1], dtype=torch.float64, requires_grad=True)
-    b, up = binarize.sign(w), normal(7)
+    w = torch.cat([torch.tensor([-1.5, -1.0, -0.3, 0.0, 0.7, 1.0, 1.1], dtype=torch.float64), 2 * case.normal(20)])
+    b, up = binarize.sign(w.requires_grad_()), case.normal(27)
     (slope,) = torch.autograd.grad(b, w, up)
-    window = torch.tensor([0, 1, 1, 1, 1, 1, 0], dtype=torch.float64)
-    signs = torch.tensor([-1, -1, -1, 1, 1, 1, 1], dtype=torch.float64)
+    signs = torch.tensor([1.0 if x >= 0 else -1.0 for x in w], dtype=torch.float64)
+    window = torch.tensor([1.0 if -1 <= x <= 1 else 0.0 for x in w], dtype=torch.float64)
     return max(deviation(b.detach(), signs), deviation(slope, up * window))
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, einsum
+from torch.autograd.functional import hessian, jacobian
 
 from ..method import objectives, tangent
-from .problems import along, deviation, distributions, normal, symmetric
-from .table import Chapter
+from .problems import Case, along, deviation, distributions, symmetric
+from .table import EXACT, Chapter
 
 chapter = Chapter("09-tangent")
 
 
 class _Classifier:
-    """A small smooth p(X; α): 5 inputs, 3 classes, α (2, 3); derivatives of functions of p by autograd."""
+    """A small smooth p(X; α): N inputs, M classes, α (2, 3); derivatives of functions of the flattened α by autograd."""
 
-    def __init__(self):
-        self.inputs, self.out = normal(5, 4, 6, seed=1), normal(4, 3, seed=2)
-        self.alpha = normal(2, 3, seed=3)
+    def __init__(self, case: Case):
+        self.N, self.classes = case.E, case.M
+        self.inputs, self.out = case.normal(self.N, 4, 6), case.normal(4, self.classes)
+        self.alpha = case.normal(2, 3)
+        self.data = case.distribution(self.N, self.classes)
 
     def logits(self, alpha: Tensor) -> Tensor:
         return torch.tanh(self.inputs @ alpha.flatten()) @ self.out
@@ -28,21 +30,18 @@ class _Classifier:
     def p(self, alpha: Tensor) -> Tensor:
         return self.logits(alpha).softmax(1)
 
+    def log_p(self, alpha: Tensor) -> Tensor:
+        """(N, M): minus the loss of 4.21, image by image, for each class as the label."""
+        rows = [[-objectives.nas_loss(x[None], torch.tensor([n])) for n in range(self.classes)] for x in self.logits(alpha)]
+        return torch.stack([torch.stack(row) for row in rows])
+
     def first(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Gradient (5, 3, 6) of a function of p in the flattened α."""
-        return torch.autograd.functional.jacobian(lambda a: function(self.p(a.view(2, 3))), self.alpha.flatten())
+        """Gradients (N, M, 6) of p or log_p."""
+        return jacobian(function, self.alpha.flatten())
 
     def second(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Hessian (5, 3, 6, 6) of a function of p in the flattened α."""
-
-        def of(a: Tensor, s: int, n: int) -> Tensor:
-            return function(self.p(a.view(2, 3)))[s, n]
-
-        rows = [
-            torch.autograd.functional.hessian(lambda a, s=s, n=n: of(a, s, n), self.alpha.flatten())
-            for s, n in itertools.product(range(5), range(3))
-        ]
-        return torch.stack(rows).view(5, 3, 6, 6)
+        """Hessians (N, M, 6, 6) of p or log_p."""
+        return jacobian(lambda a: jacobian(function, a, create_graph=True, vectorize=True), self.alpha.flatten(), vectorize=True)
 
     def fisher(self) -> Tensor:
         """(6, 6), built from tangent.fisher_product column by column."""
@@ -53,6 +52,10 @@ class _Classifier:
             columns.append(column.flatten())
         return torch.stack(columns, 1)
 
+    def mean(self, weights: Tensor, second: Tensor) -> Tensor:
+        """E_X Σ_n weights_n second_n, (6, 6)."""
+        return einsum("sn,snij->ij", weights, second) / self.N
+
 
 def _loss_gradient(gradient: Tensor, direction: Tensor, hessian: Tensor, lam: float) -> Tensor:
     return -gradient + 2 * lam * hessian @ (gradient - direction)
@@ -62,22 +65,30 @@ def _loss_gradient(gradient: Tensor, direction: Tensor, hessian: Tensor, lam: fl
     "4.29",
     "Tangent direction of the Parent",
     "definition",
+    "autograd",
     "corrected",
-    r"\frac{\partial \tilde f^C(w, \alpha)}{\partial \alpha} = \sum_n \frac{\partial p_n(w, \alpha)}{\partial \alpha}",
-    derived=r"\frac{\partial \tilde f^P(w, \alpha)}{\partial \alpha} = "
-    r"\sum_n \frac{p_n(X)}{p_n(w, \alpha)} \frac{\partial p_n(w, \alpha)}{\partial \alpha}",
-    reason="The p_n sum to 1 whatever α is, so the printed sum is identically zero: no direction at all. The derivative of "
-    "4.21 weighs each term by p_n(X)/p_n. The superscript must be P: this is the Parent's direction.",
+    r"\frac{\partial \tilde f^C(w, \alpha)}{\partial \alpha} = \sum_n \frac{\partial p_n(w, \alpha)}{\partial "
+    r"\alpha}",
+    derived=r"\frac{\partial \tilde f^P(w, \alpha)}{\partial \alpha} = \sum_n \frac{p_n(X)}{p_n(w, \alpha)} \frac{\partial "
+    r"p_n(w, \alpha)}{\partial \alpha}",
+    reason="The p_n sum to 1 whatever α is, so the printed sum is identically zero: no direction at all. The derivative "
+    "of 4.21 weighs each term by p_n(X)/p_n. If p are the logits, as the text once says, the sum is not zero, but "
+    "it never sees p(X) and is not the derivative of f̃ either. The superscript must be P: this is the Parent's "
+    "direction.",
     functions=(tangent.tangent_direction,),
 )
-def check_4_29():
-    """The weighted sum of ∂p_n/∂α, class by class, is the tangent direction; the unweighted sum is 0."""
-    model, target = _Classifier(), normal(5, 3, seed=4).softmax(1)
+def check_4_29(case: Case):
+    """The weighted sum of ∂p_n/∂α, class by class, is the tangent direction; the unweighted sum is 0. With p read as the
+    logits, as the text around 4.36 calls it, the sum is not 0 and still another direction: it never sees p(X)."""
+    model = _Classifier(case)
     alpha = model.alpha.clone().requires_grad_()
-    (direction,) = tangent.tangent_direction(model.logits(alpha), target, [alpha])
-    p, slope = model.p(model.alpha), model.first(lambda p: p)
-    weighted = einsum("sn,sni->i", target / p, slope) / 5
-    return deviation(direction, weighted.view(2, 3)), deviation(slope.sum((0, 1)) / 5, weighted)
+    (direction,) = tangent.tangent_direction(model.logits(alpha), model.data, [alpha])
+    slope = model.first(model.p)
+    weighted = einsum("sn,sni->i", model.data / model.p(model.alpha), slope) / model.N
+    printed, logits = slope.sum((0, 1)) / model.N, model.first(model.logits).sum((0, 1)) / model.N
+    if printed.norm() > EXACT * slope.norm():
+        return float("inf"), 0.0
+    return deviation(direction, weighted.view(2, 3)), min(deviation(printed, weighted), deviation(logits, weighted))
 
 
 chapter.exercise(
@@ -100,15 +111,17 @@ chapter.exercise(
     "4.30",
     "Gain of the Child over the Parent",
     "definition",
+    "written out",
     "reconstructed",
     r"G(\hat w, \hat\alpha, \beta) = \sum_n p_n(w, \alpha) \log \frac{\hat p_n(\hat w, \hat\alpha, \beta)}{p_n(w, \alpha)}",
     functions=(objectives.kl_gain,),
 )
-def check_4_30():
+def check_4_30(case: Case):
     """G equals the sum over classes, entropy minus cross-entropy, and is 0 where both outputs agree."""
-    child, parent = normal(5, 3), normal(5, 3, seed=1)
+    child, parent = case.normal(case.E, case.M), case.normal(case.E, case.M)
     p, q = parent.softmax(1), child.softmax(1)
-    by_hand = sum(p[:, n] * q[:, n].log() for n in range(3)).mean() + torch.distributions.Categorical(p).entropy().mean()
+    cross = sum(p[:, n] * q[:, n].log() for n in range(case.M)).mean()
+    by_hand = cross + torch.distributions.Categorical(p).entropy().mean()
     return max(deviation(objectives.kl_gain(child, parent), by_hand), abs(objectives.kl_gain(parent, parent).item()))
 
 
@@ -130,14 +143,15 @@ chapter.exercise(
     "4.31",
     "Tangent distance",
     "definition",
+    "written out",
     "reconstructed",
     r"D(\hat\alpha) = \Bigl\lVert \frac{\partial \tilde f^P(w, \alpha)}{\partial \alpha} "
     r"- \frac{\partial G(\hat w, \hat\alpha, \beta)}{\partial \hat\alpha} \Bigr\rVert^2",
     functions=(tangent.distance,),
 )
-def check_4_31():
+def check_4_31(case: Case):
     """Each of the three distances (F-norm, L1, cosine) equals its sum over entries."""
-    child, parent = [normal(3, 4), normal(2, 5)], [normal(3, 4, seed=1), normal(2, 5, seed=2)]
+    child, parent = ([case.normal(case.E, case.M), case.normal(2, 5)] for _ in range(2))
     pairs = [(a, b) for c, p in zip(child, parent, strict=True) for a, b in zip(c.flatten(), p.flatten(), strict=True)]
     inner, aa, bb = (sum(x * y for x, y in z) for z in (pairs, [(a, a) for a, _ in pairs], [(b, b) for _, b in pairs]))
     return max(
@@ -166,14 +180,16 @@ chapter.exercise(
     "4.33",
     "Gradient of the loss with respect to α̂",
     "identity",
+    "differences",
     "holds",
     r"\nabla_{\hat\alpha} L_{\mathrm{DCP\text{-}NAS}} = -\frac{\partial G}{\partial \hat\alpha} + 2\lambda \Bigl("
     r"\frac{\partial G}{\partial \hat\alpha} - \frac{\partial \tilde f^P}{\partial \alpha}\Bigr) H_G(\hat\alpha)",
     functions=(tangent.tangent_gradient, tangent.hessian_product, tangent.distance_slope),
 )
-def check_4_33():
+def check_4_33(case: Case):
     """With the exact Hessian the formula equals the derivative of −G + λ D by central differences."""
-    model, parent_logits, direction, lam = _Classifier(), normal(5, 3, seed=4), normal(2, 3, seed=5), 0.3
+    model, lam = _Classifier(case), 0.3
+    parent_logits, direction = case.normal(model.N, model.classes), case.normal(2, 3)
 
     def gradient_of_gain(alpha: Tensor) -> Tensor:
         alpha = alpha.detach().requires_grad_()
@@ -217,15 +233,16 @@ chapter.exercise(
     "4.36",
     "Fisher information",
     "definition",
+    "autograd",
     "holds",
     r"I_{ij} = \mathbb{E}_X [\partial_i \log p_n(X; \hat\alpha) \, \partial_j \log p_n(X; \hat\alpha)]",
     functions=(tangent.fisher_product,),
 )
-def check_4_36():
+def check_4_36(case: Case):
     """F v for every unit vector equals the expectation over classes and inputs of the outer products of scores."""
-    model = _Classifier()
-    p, score = model.p(model.alpha), model.first(torch.log)
-    return deviation(model.fisher(), einsum("sn,sni,snj->ij", p, score, score) / 5)
+    model = _Classifier(case)
+    score = model.first(lambda alpha: model.p(alpha).log())
+    return deviation(model.fisher(), model.mean(model.p(model.alpha), einsum("sni,snj->snij", score, score)))
 
 
 chapter.exercise(
@@ -248,6 +265,7 @@ chapter.exercise(
     "4.37",
     "Fisher information by second derivatives",
     "identity",
+    "autograd",
     "under an assumption",
     r"I_{ij} = -\mathbb{E}_X [\partial_i \partial_j \log p_n(X; \hat\alpha)]",
     derived=r"I_{ij} = -\mathbb{E}_X \mathbb{E}_{n \sim \hat p(X)} [\partial_i \partial_j \log \hat p_n(X; \hat\alpha)]",
@@ -255,91 +273,95 @@ chapter.exercise(
     "as the model does not reproduce them.",
     functions=(tangent.fisher_product,),
 )
-def check_4_37():
+def check_4_37(case: Case):
     """Exact under the model's own distribution over the classes; under another distribution the two differ."""
-    model, data = _Classifier(), normal(5, 3, seed=4).softmax(1)
-    p, fisher, second = model.p(model.alpha), model.fisher(), model.second(torch.log)
-    return deviation(-einsum("sn,snij->ij", p, second) / 5, fisher), deviation(-einsum("sn,snij->ij", data, second) / 5, fisher)
+    model = _Classifier(case)
+    fisher, second = model.fisher(), model.second(lambda alpha: model.p(alpha).log())
+    own, other = (-model.mean(weights, second) for weights in (model.p(model.alpha), model.data))
+    return deviation(own, fisher), deviation(other, fisher)
 
 
 @chapter.row(
     "4.38",
     "First derivative of the log-likelihood",
     "identity",
+    "autograd",
     "holds",
     r"\partial_i \log p_n = \frac{\partial_i p_n}{p_n}",
+    functions=(objectives.nas_loss,),
 )
-def check_4_38():
-    """∂_i log p by autograd of the logarithm equals ∂_i p / p."""
-    model = _Classifier()
-    p, first = model.p(model.alpha), model.first(lambda p: p)
-    return deviation(model.first(torch.log), first / p.unsqueeze(-1))
+def check_4_38(case: Case):
+    """∂_i log p, the logarithm being minus the loss of 4.21 with n as the label, equals ∂_i p / p."""
+    model = _Classifier(case)
+    return deviation(model.first(model.log_p), model.first(model.p) / model.p(model.alpha).unsqueeze(-1))
 
 
 @chapter.row(
     "4.39",
     "Second derivative of the log-likelihood",
     "identity",
+    "autograd",
     "holds",
     r"\partial_i \partial_j \log p_n = \frac{\partial_i \partial_j p_n}{p_n} - \frac{\partial_i p_n}{p_n} "
     r"\frac{\partial_j p_n}{p_n}",
+    functions=(objectives.nas_loss,),
 )
-def check_4_39():
-    """The Hessian of log p by autograd equals H p / p minus the outer product of the scores."""
-    model = _Classifier()
-    p, first, second = model.p(model.alpha), model.first(lambda p: p), model.second(lambda p: p)
-    score = first / p.unsqueeze(-1)
-    by_hand = second / p[..., None, None] - einsum("sni,snj->snij", score, score)
-    return deviation(model.second(torch.log), by_hand)
+def check_4_39(case: Case):
+    """The Hessian of log p, minus the loss of 4.21, equals H p / p minus the outer product of the scores."""
+    model = _Classifier(case)
+    p, score = model.p(model.alpha), model.first(model.p) / model.p(model.alpha).unsqueeze(-1)
+    by_hand = model.second(model.p) / p[..., None, None] - einsum("sni,snj->snij", score, score)
+    return deviation(model.second(model.log_p), by_hand)
 
 
 @chapter.row(
     "4.40",
     "The term that vanishes in expectation",
     "identity",
+    "autograd",
     "under an assumption",
-    r"\mathbb{E}_X \Bigl[ \frac{H_{ij}\, p_n}{p_n} \Bigr] = 0",
-    derived=r"\mathbb{E}_X \mathbb{E}_{n \sim \hat p(X)} \Bigl[ \frac{H_{ij}\, \hat p_n}{\hat p_n} \Bigr] "
-    r"= \mathbb{E}_X \Bigl[ H_{ij} \sum_n \hat p_n \Bigr] = 0",
-    reason="As 4.37: the expectation must be under the model's own distribution, so that p cancels and what is "
-    "differentiated is Σ_n p_n = 1.",
+    r"\mathbb{E}_X \Bigl[ \frac{H_{ij}\, p_n}{p_n} \Bigr] = \int \frac{H_{ij}\, p_n}{p_n}\, p_n \, dX = H_{ij} \int "
+    r"p_n \, dX = 0",
+    derived=r"\mathbb{E}_X \mathbb{E}_{n \sim \hat p(X)} \Bigl[ \frac{H_{ij}\, \hat p_n}{\hat p_n} \Bigr] = \mathbb{E}_X "
+    r"\Bigl[ H_{ij} \sum_n \hat p_n \Bigr] = 0",
+    reason="The line states its distribution, p_n, but integrates over X, and p_n is no density of X: for one class, ∫ "
+    "p_n dX changes with α̂. What is 1 is Σ_n p_n, for every X; read as this sum, under the model's own "
+    "distribution, it holds.",
+    functions=(objectives.nas_loss,),
 )
-def check_4_40():
-    """The expectation is 0 under the model's own distribution, not under another one."""
-    model, data = _Classifier(), normal(5, 3, seed=4).softmax(1)
-    p, second = model.p(model.alpha), model.second(lambda p: p)
-    size = second.norm()
-    own = einsum("sn,snij->ij", p, second / p[..., None, None]) / size
-    other = einsum("sn,snij->ij", data, second / p[..., None, None]) / size
-    return own.norm().item(), other.norm().item()
+def check_4_40(case: Case):
+    """H p / p, as second derivative of log p plus outer product of the scores, has expectation 0 under the model's own
+    distribution over the classes. It has not under another one, nor has any single class summed over the inputs."""
+    model = _Classifier(case)
+    score, p = model.first(model.log_p), model.p(model.alpha)
+    ratio = model.second(model.log_p) + einsum("sni,snj->snij", score, score)
+    size = model.mean(p, ratio.abs()).norm()
+    own, other = (model.mean(weights, ratio).norm() / size for weights in (p, model.data))
+    over_inputs = [(p[:, n, None, None] * ratio[:, n]).mean(0).norm() / size for n in range(model.classes)]
+    return own.item(), min(other, *over_inputs).item()
 
 
 @chapter.row(
     "4.41",
     "Hessian replaced by the covariance of gradients",
     "surrogate",
+    "autograd",
     "corrected",
-    r"\mathbb{E}_X[H_{ij} \log p_n] = -\mathbb{E}_X \Bigl\{ \frac{\partial_i p_n}{p_n} \frac{\partial_j p_n}{p_n} \Bigr\} "
-    r"= -\mathbb{E}_X \{ \partial_i p_n \, \partial_j p_n \}",
-    derived=r"\mathbb{E}_X[H_{ij} \log \hat p_n] = -\mathbb{E}_X \{ \partial_i \log \hat p_n \, \partial_j \log "
-    r"\hat p_n \} = -I_{ij}, "
-    r"\qquad H_G \approx -I",
-    reason="The second equality drops both factors 1/p. And since G is minus a divergence, what replaces H_G in 4.33 is −I, a "
-    "negative matrix: with a plus sign the step climbs D.",
+    r"\mathbb{E}_X[H_{ij} \log p_n] = -\mathbb{E}_X \Bigl\{ \frac{\partial_i p_n}{p_n} \frac{\partial_j p_n}{p_n} "
+    r"\Bigr\} = -\mathbb{E}_X \{ \partial_i p_n \, \partial_j p_n \}",
+    derived=r"\mathbb{E}_X[H_{ij} \log \hat p_n] = -\mathbb{E}_X \{ \partial_i \log \hat p_n \, \partial_j \log \hat p_n \} "
+    r"= -I_{ij}, \qquad H_G \approx -I",
+    reason="The second equality drops both factors 1/p. And since G is minus a divergence, what replaces H_G in 4.33 is "
+    "−I, a negative matrix: both sides of the printed line have the minus, the sentence after it has none, and "
+    "read literally it makes the step climb D. The text puts the substitute for H_f̃ “in Eq. 4.32”; 4.32 has no "
+    "second derivative, it is H_G in 4.33.",
     functions=(tangent.fisher_product,),
 )
-def check_4_41():
+def check_4_41(case: Case):
     """The first equality holds, the second does not; −I is the Hessian of G where Child and Parent agree."""
-    model = _Classifier()
-    p, first = model.p(model.alpha), model.first(lambda p: p)
-    fisher = model.fisher()
-    parent = model.logits(model.alpha)
-
-    def gain(a: Tensor) -> Tensor:
-        return objectives.kl_gain(model.logits(a.view(2, 3)), parent)
-
-    hessian = torch.autograd.functional.hessian(gain, model.alpha.flatten())
-    expectation = einsum("sn,snij->ij", p, model.second(torch.log)) / 5
-    return max(deviation(-fisher, expectation), deviation(-fisher, hessian)), deviation(
-        -einsum("sn,sni,snj->ij", p, first, first) / 5, expectation
-    )
+    model = _Classifier(case)
+    p, first, fisher, parent = model.p(model.alpha), model.first(model.p), model.fisher(), model.logits(model.alpha)
+    gain = hessian(lambda alpha: objectives.kl_gain(model.logits(alpha), parent), model.alpha.flatten())
+    expectation = model.mean(p, model.second(lambda alpha: model.p(alpha).log()))
+    printed = -model.mean(p, einsum("sni,snj->snij", first, first))
+    return max(deviation(-fisher, expectation), deviation(-fisher, gain)), deviation(printed, expectation)

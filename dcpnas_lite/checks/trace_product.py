@@ -6,8 +6,8 @@ import torch
 from torch import einsum
 
 from ..derivation import responses, trace
-from .problems import deviation, mixture, normal
-from .table import Chapter
+from .problems import Case, deviation
+from .table import EXACT, Chapter
 
 chapter = Chapter("06-trace")
 
@@ -16,22 +16,27 @@ chapter = Chapter("06-trace")
     "4.46",
     "Columns of L̃, slices of ∂w/∂α",
     "identity",
+    "autograd",
     "under an assumption",
-    r"\tilde L = [\tilde g_1, \dots, \tilde g_E], \qquad \Bigl[\Bigl(\frac{\partial w}{\partial \alpha}\Bigr)_m\Bigr]_{e,k} = "
-    r"\frac{\partial w_m}{\partial \alpha_{e,m}} \, [k = m]",
-    reason="w_m must answer to column m of α alone. True by construction for w_m = φ_m(α_{:,m}); false as soon as a softmax ties "
-    "the columns together, and for weights trained on the loss. The figure is the share of ‖∂w/∂α‖² outside the pattern "
-    "under softmax.",
+    r"\tilde L = [\tilde g_1, \dots, \tilde g_E], \qquad \Bigl[\Bigl(\frac{\partial w}{\partial "
+    r"\alpha}\Bigr)_m\Bigr]_{e,k} = \frac{\partial w_m}{\partial \alpha_{e,m}} \, [k = m]",
+    reason="w_m must answer to column m of α alone. True by construction for w_m = φ_m(α_{:,m}); false for weights "
+    "trained on the loss, and never true under softmax: there Σ_m ∂w_k/∂α_{e,m} = 0, so with 4.46 ∂w/∂α = 0 and "
+    "nothing is left to correct, and without it at least 1/M of ‖∂w/∂α‖² lies outside the pattern. The figure is "
+    "that share.",
     functions=(trace.response_slices, responses.independence_defect),
 )
-def check_4_46():
-    """For an independent response the slices are its Jacobian; under softmax part of the Jacobian lies outside."""
-    _, _, jacobian, _, _ = mixture()
+def check_4_46(case: Case):
+    """For an independent response the slices are its Jacobian. Under softmax part of the Jacobian lies outside, at least 1/M
+    of its square, and every row of it, Σ_m ∂w_k/∂α_{e,m}, is 0."""
+    _, jacobian, _, _ = case.mixture()
     slices = trace.response_slices(einsum("mem->em", jacobian))
-    _, _, soft, _, _ = mixture(softmax=True)
-    outside = sum(soft[k, e, m] ** 2 for k in range(4) for e in range(3) for m in range(4) if k != m) / soft.square().sum()
+    _, soft, _, _ = case.mixture(softmax=True)
+    outside = sum(soft[m, :, k].square().sum() for m in range(case.M) for k in range(case.M) if k != m) / soft.square().sum()
     defect = torch.tensor(responses.independence_defect(soft), dtype=torch.float64)
-    return max(deviation(slices, jacobian), deviation(defect, outside)), defect.item()
+    rows = (soft.sum(2).norm() / soft.norm()).item()
+    bound = 0.0 if outside >= 1 / case.M - EXACT else float("inf")
+    return max(deviation(slices, jacobian), deviation(defect, outside), rows, bound), defect.item()
 
 
 chapter.exercise(
@@ -66,15 +71,16 @@ chapter.exercise(
     "4.47",
     "α L̃",
     "identity",
+    "written out",
     "holds",
     r"\alpha = [\alpha_1, \dots, \alpha_E]^T, \qquad (\alpha \tilde L)_{e,e'} = \alpha_e \tilde g_{e'}",
     functions=(trace.alpha_factor,),
 )
-def check_4_47():
+def check_4_47(case: Case):
     """Entry (e, e') is the inner product of row e of α and column e' of L̃."""
-    alpha, L = normal(3, 4), normal(4, 3, seed=1)
-    by_hand = torch.tensor([[sum(alpha[e, m] * L[m, f] for m in range(4)) for f in range(3)] for e in range(3)])
-    return deviation(trace.alpha_factor(alpha, L), by_hand.double())
+    alpha, L = case.normal(case.E, case.M), case.normal(case.M, case.E)
+    entries = [[sum(alpha[e, m] * L[m, f] for m in range(case.M)) for f in range(case.E)] for e in range(case.E)]
+    return deviation(trace.alpha_factor(alpha, L), torch.tensor(entries, dtype=torch.float64))
 
 
 chapter.exercise(
@@ -97,6 +103,7 @@ chapter.exercise(
     "4.48",
     "The product under the trace",
     "identity",
+    "autograd",
     "under an assumption",
     r"\Bigl[\alpha \tilde L \Bigl(\frac{\partial w}{\partial \alpha}\Bigr)_m\Bigr]_{e,k} = "
     r"\alpha_e \sum_{e'=1}^{E} \tilde g_{e'} \frac{\partial w_m}{\partial \alpha_{e',m}} \, [k = m], \qquad "
@@ -106,12 +113,12 @@ chapter.exercise(
     "4.44 has no trace, the one meant is that of 4.43 and 4.45. The figure is the error under softmax.",
     functions=(trace.trace_tensor,),
 )
-def check_4_48():
+def check_4_48(case: Case):
     """The tensor equals the matrix product with the true Jacobian, slice by slice; under softmax it misses part of it."""
     results = []
     for softmax in (False, True):
-        toy, _, jacobian, L, _ = mixture(softmax=softmax)
-        products = torch.stack([toy.alpha @ L @ jacobian[m] for m in range(4)], -1)
+        toy, jacobian, L, _ = case.mixture(softmax=softmax)
+        products = torch.stack([toy.alpha @ L @ jacobian[m] for m in range(case.M)], -1)
         results.append(deviation(trace.trace_tensor(toy.alpha, L, einsum("mem->em", jacobian)), products))
     return tuple(results)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, einsum
 
 from ..derivation import responses, toys, trace
-from .problems import deviation, mixture, normal
+from .problems import Case, coupling_of, deviation
 from .table import Chapter
 
 chapter = Chapter("07-from-trace-to-update")
@@ -20,25 +20,31 @@ def _derived_trace(alpha: Tensor, factor: Tensor, dw: Tensor) -> Tensor:
     "4.49",
     "The trace, edge by edge",
     "identity",
+    "autograd",
     "corrected",
-    r"\operatorname{Tr}\Bigl[\alpha \tilde L \frac{\partial w}{\partial \alpha}\Bigr]_e = "
-    r"\alpha_e \sum_{m=1}^{M} \sum_{e'=1}^{E} \tilde g_{e'} \frac{\partial w_m}{\partial \alpha_{e',m}}",
-    derived=r"C_{e,m} = \Bigl( \sum_{e'=1}^{E} \alpha_{e',m} \tilde L_{m,e'} \Bigr) \frac{\partial w_m}{\partial \alpha_{e,m}}",
-    reason="As an identity for the trace of 4.48 over its last two axes it holds. As the coupling gradient it does not: the free "
-    "index e comes from α L̃, which should be contracted, and the index e' of ∂w_m/∂α_{e',m}, which should stay "
-    "free, is summed.",
+    r"\operatorname{Tr}\Bigl[\alpha \tilde L \frac{\partial w}{\partial \alpha}\Bigr]_e = \alpha_e \sum_{m=1}^{M} "
+    r"\sum_{e'=1}^{E} \tilde g_{e'} \frac{\partial w_m}{\partial \alpha_{e',m}}",
+    derived=r"C_{e,m} = \Bigl( \sum_{e'=1}^{E} \alpha_{e',m} \tilde L_{m,e'} \Bigr) \frac{\partial w_m}{\partial "
+    r"\alpha_{e,m}}",
+    reason="As an identity for the trace of 4.48 over its last two axes it holds. As the coupling gradient it does not: "
+    "the free index e comes from α L̃, which should be contracted, and the index e' of ∂w_m/∂α_{e',m}, which "
+    "should stay free, is summed. Both follow from the derivative of w_m by the matrix α in the place of that of "
+    "the matrix W by one entry of α (4.45).",
     functions=(trace.trace_components, trace.coupling),
 )
-def check_4_49():
+def check_4_49(case: Case):
     """The printed sum is the trace of 4.48; it is not the exact coupling per edge, which the derived line is."""
-    toy, _, jacobian, L, dL_dw = mixture()
-    dw = einsum("mem->em", jacobian)
-    tensor = torch.stack([toy.alpha @ L @ jacobian[m] for m in range(4)], -1)
+    toy, jacobian, L, C = case.mixture()
+    dw, dL_dw = einsum("mem->em", jacobian), toy.dL_dw(toy.alpha, toy.phi(toy.alpha))
+    traces = torch.stack([sum((toy.alpha @ L @ jacobian[m])[e, m] for m in range(case.M)) for e in range(case.E)])
     printed = trace.trace_components(toy.alpha, L, dw)
-    C = trace.coupling(dL_dw, jacobian)
-    derived = torch.stack([torch.stack([(toy.alpha[:, m] * L[m]).sum() * dw[e, m] for m in range(4)]) for e in range(3)])
-    identity = deviation(printed, torch.stack([torch.trace(tensor[e]) for e in range(3)]))
-    return max(identity, deviation(C, derived)), deviation(printed, C.sum(1))
+    derived = [[(toy.alpha[:, m] * L[m]).sum() * dw[e, m] for m in range(case.M)] for e in range(case.E)]
+    errors = [
+        deviation(printed, traces),
+        deviation(torch.tensor(derived, dtype=torch.float64), C),
+        deviation(trace.coupling(dL_dw, jacobian), C),
+    ]
+    return max(errors), deviation(printed, C.sum(1))
 
 
 chapter.exercise(
@@ -81,6 +87,7 @@ chapter.exercise(
     "4.50",
     "From the trace to the update",
     "identity",
+    "autograd",
     "corrected",
     r"\tilde\alpha^{t+1} = \alpha^{t+1} - \eta \begin{bmatrix} \sum_m \sum_{e'} \tilde g_{e'} "
     r"\frac{\partial w_m}{\partial \alpha_{e',m}} "
@@ -93,18 +100,16 @@ chapter.exercise(
     "number and the correction only rescales α. As a parametrization the line is sound: a full ψ = −C/α carries any coupling.",
     functions=(trace.psi_as_printed, trace.psi_as_derived, trace.update),
 )
-def check_4_50():
+def check_4_50(case: Case):
     """With ψ = −C/α the step is α − η C exactly; with the printed ψ it is another step. Both readings."""
-    errors, violations = [], []
-    for toy in (toys.LinearMixture.random(3, 4, 0), toys.Bilinear.random(3, 4, 0)):
+    errors, violations, start = [], [], case.normal(case.E, case.M)
+    for toy in (case.toy(), case.toy(toys.Bilinear)):
         w, jacobian = responses.Explicit(toy.phi)(toy.alpha)
-        dw, delta = einsum("mem->em", jacobian), toy.delta(toy.alpha, w)
-        C = einsum("k,kem->em", toy.dL_dw(toy.alpha, w), jacobian)
+        dw, delta, C = einsum("mem->em", jacobian), toy.delta(toy.alpha, w), coupling_of(toy, toy.phi)
         L = delta.T if delta.ndim == 2 else delta.unsqueeze(0)
-        bracket = sum(L[:, f] * dw[f, m] for f in range(3) for m in range(4))
+        bracket = sum(L[:, f] * dw[f, m] for f in range(case.E) for m in range(case.M))
         printed = trace.psi_as_printed(L, dw)
-        errors.append(deviation(printed, -torch.stack([bracket] * 3)))
-        start = normal(3, 4, seed=5)
+        errors.append(deviation(printed, -torch.stack([bracket] * case.E)))
         exact = trace.update(start, toy.alpha, trace.psi_as_derived(toy.alpha, C), 0.3)
         errors.append(deviation(exact, start - 0.3 * C))
         violations.append(deviation(trace.update(start, toy.alpha, printed, 0.3) - start, -0.3 * C))
