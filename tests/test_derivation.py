@@ -307,6 +307,21 @@ def test_jacobians_of_the_large_problem():
             assert close(jacobian, through)
 
 
+@pytest.mark.parametrize("per_edge", [False, True])
+@pytest.mark.parametrize("E, M", [(3, 4), (1, 6), (4, 2)])
+def test_softmax_leaves_no_independent_response(E, M, per_edge):
+    """A response that sees α through softmax has rows that sum to 0, so 4.46 would make it vanish; its defect is ≥ 1/M."""
+    toy = LinearMixture.random(E, M, 5, softmax=True, per_edge=per_edge)
+    for make in RESPONSES.values():
+        jacobian = make(toy)(toy.alpha, toy.w).jacobian
+        assert jacobian.sum(-1).abs().max() < 1e-9 * jacobian.abs().max()
+        assert independence_defect(jacobian) >= 1 / M - 1e-12
+    uniform = torch.autograd.functional.jacobian(lambda a: a.softmax(1).sum(0), torch.zeros(E, M).double())
+    assert independence_defect(uniform) == pytest.approx(1 / M)  # the bound is reached
+    plain = LinearMixture.random(E, M, 5)
+    assert Explicit(plain.phi)(plain.alpha).jacobian.sum(-1).abs().min() > 0  # without softmax there is no such law
+
+
 def test_unrolled_is_darts_second_order_term():
     """Coupling through one step is −ξ ∂²L/∂α∂w · ∂L/∂w(w'), here by the central difference that DARTS uses."""
     toy, xi = LinearMixture.random(3, 4, 0), 0.05
