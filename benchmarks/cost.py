@@ -151,9 +151,8 @@ def noise() -> Data:
     """Images of the size of CIFAR-10's, as many as there are digits."""
     data = digits()
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    return dataclasses.replace(
-        data, **{name: dataclasses.replace(split, x=torch.randn(len(split), 3, 32, 32)) for name, split in splits.items()}
-    )
+    splits = {name: dataclasses.replace(split, x=torch.randn(len(split), 3, 32, 32)) for name, split in splits.items()}
+    return dataclasses.replace(data, **splits, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def cost(repeats: int) -> list[list]:

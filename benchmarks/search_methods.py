@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import gzip
-import io
 import itertools
 import json
 import math
@@ -36,6 +34,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -46,11 +45,11 @@ from tables_gpu import widen
 from dcpnas_lite import files
 from dcpnas_lite.data import batches
 from dcpnas_lite.engine import jobs as pool
-from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import SearchConfig
-from dcpnas_lite.engine.search import TANGENT_BATCHES
+from dcpnas_lite.engine.search import TANGENT_BATCHES, TEACHER_STEPS, search
 from dcpnas_lite.evaluation import cells, table
 from dcpnas_lite.method import backtracking as rules
+from dcpnas_lite.method.selection import SELECTION_IMAGES
 from dcpnas_lite.method.tangent import distance_slope
 from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.genotype import discretize
@@ -61,14 +60,14 @@ TUNING = range(1000, 1020)
 E, M = len(MICRO.edges), len(MICRO.operations)
 
 ALONE = {"lam": 0.0, "backtracking": "none"}
-#: What each method changes. `sign` −1 is the plus sign the source prints before F: it climbs the tangent distance.
+#: What each method changes. "as printed" climbs the tangent distance: the plus sign that the source prints before F.
 METHODS = {
     "dcp-nas": {},
     "cp-nas": {"lam": 0.0, "backtracking": "none"},
     "without backtracking": {"backtracking": "none"},
     "without tangent": {"lam": 0.0},
     "without L_R": {"mu": 0.0},
-    "as printed": {"psi_shape": "edge", "absolute": True, "sign": -1},
+    "as printed": {"psi_shape": "edge", "absolute": True, "eq_4_41": "printed"},
     "distance L1": {"distance": "L1"},
     "distance cosine": {"distance": "cosine"},
     "psi scalar": {"psi_shape": "scalar"},
@@ -84,7 +83,7 @@ METHODS = {
 #: What each member of a wide supernet may have of its own.
 OWN = (
     *("seed", "weight_lr", "alpha_lr", "alpha_decay", "parent_share", "lam", "mu", "distance"),
-    *("backtracking", "psi_shape", "absolute", "eta", "eta_psi", "tau", "refresh"),
+    *("backtracking", "psi_shape", "absolute", "eta", "eta_psi", "tau", "refresh", "eq_4_41", "eq_4_52"),
 )
 
 
@@ -205,15 +204,15 @@ class Moments:
         self.m1, self.m2, self.t = torch.zeros(k, E, M), torch.zeros(k, E, M), 0
 
 
-def searches(data, configs: list[SearchConfig], signs: list[int], device: str, each_round=None, progress=True) -> Tensor:
+def searches(data, configs: list[SearchConfig], device: str, each_round=None, progress=True) -> Tensor:
     """Run all `configs` side by side; returns their final α (K, E, M). `each_round(round, α, loss)` is called after every round;
     loss maps any α (K, E, M) to L_NAS (K,) of the last network on the images that a selection by perturbation looks at.
 
-    Raises ValueError where the configurations differ in anything but OWN, or where the curvature is not "sampled".
+    Raises ValueError where the configurations differ in anything but OWN, where the curvature is not "sampled" or 4.29 printed.
     """
     first, k = configs[0], len(configs)
-    if any(shared(c) != shared(first) for c in configs) or first.curvature != "sampled":
-        raise ValueError(f"expected sampled curvature and configurations that differ in nothing but {', '.join(OWN)}")
+    if any(shared(c) != shared(first) for c in configs) or (first.curvature, first.eq_4_29) != ("sampled", "derived"):
+        raise ValueError(f"configs: expected sampled curvature, 4.29 derived, and no difference but in {', '.join(OWN)}")
     draws = torch.Generator(device).manual_seed(first.seed)
     phases = ("parent", "child") if first.networks == "both" else (first.networks,)
     parts: dict[str, list] = {name: [] for name in phases}
@@ -234,7 +233,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
     alpha_lr, alpha_decay, lam = (
         torch.tensor([getattr(c, name) for c in configs])[:, None, None] for name in ("alpha_lr", "alpha_decay", "lam")
     )
-    lam = lam * first.tangent_every * torch.tensor(signs)[:, None, None]
+    lam = lam * first.tangent_every * torch.tensor([-1 if c.eq_4_41 == "printed" else 1 for c in configs])[:, None, None]
     step_size = {name: alpha_lr for name in phases}
     if len(phases) == 2:
         step_size["parent"] = alpha_lr * torch.tensor([c.parent_share for c in configs])[:, None, None]
@@ -262,7 +261,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
 
     @torch.no_grad()
     def selection_loss(a: Tensor) -> Tensor:
-        x, y = (part[: loop.SELECTION_IMAGES] for part in splits["validation"])
+        x, y = (part[:SELECTION_IMAGES] for part in splits["validation"])
         return cross_entropy(nets[phases[-1]](x.repeat(1, k, 1, 1), a.to(device)), y.repeat(k, 1)).cpu()
 
     total = first.rounds * first.steps
@@ -281,7 +280,7 @@ def searches(data, configs: list[SearchConfig], signs: list[int], device: str, e
                 (x, y), (vx, vy) = batch("train", n, 0), batch("validation", n, 1)
                 current = alpha[name].to(device)
                 if teach and not soft:  # as `_Run.soft_targets`
-                    steps = range(n, n + min(loop.TEACHER_STEPS, first.steps - step))
+                    steps = range(n, n + min(TEACHER_STEPS, first.steps - step))
                     sources = [("train", 0), ("validation", 1)][: 1 + (round_ >= first.warmup)]
                     images = [batch(split, m, salt)[0] for m in steps for split, salt in sources]
                     with torch.no_grad():
@@ -376,44 +375,44 @@ def perturbed(alpha: Tensor, loss) -> Tensor:
 
 # -- the sweep --------------------------------------------------------------------------------------------------------
 
-
-def configured(method: str, changes: dict, seed: int) -> tuple[SearchConfig, int]:
-    """The configuration of a search and the sign of its tangent term. One network alone takes as many steps as the two do."""
-    changes = changes | METHODS[method]
-    config = SearchConfig(seed=seed, **{k: v for k, v in changes.items() if k != "sign"})
-    if config.networks != "both":
-        config = dataclasses.replace(config, rounds=2 * config.rounds)
-    return config, changes.get("sign", 1)
+Job = tuple[str, dict, int]  # method, changes, seed
 
 
-def groups(jobs: list[tuple[str, dict, int]], size: int) -> Iterator[list[tuple[str, dict, int]]]:
+def configured(method: str, changes: dict, seed: int) -> SearchConfig:
+    """The configuration of a search. One network alone takes as many steps as the two do."""
+    config = SearchConfig(seed=seed, **(changes | METHODS[method]))
+    return config if config.networks == "both" else dataclasses.replace(config, rounds=2 * config.rounds)
+
+
+def groups(jobs: list[Job], size: int) -> Iterator[list[Job]]:
     """The jobs that can run side by side, `size` at most."""
-    for _, group in itertools.groupby(jobs, lambda job: shared(configured(*job)[0])):
+    for _, group in itertools.groupby(jobs, lambda job: shared(configured(*job))):
         group = list(group)
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def line(job: tuple[str, dict, int], round_: int, cell: int, seconds: float) -> str:
-    return json.dumps([*job, round_, cell, round(seconds, 1)]) + "\n"
+def line(job: Job, round_: int, alpha: Tensor, seconds: float) -> str:
+    """The row of a search: the cell is the one that the strength of α names."""
+    return json.dumps([*job, round_, cells.index(discretize(MICRO, {"normal": alpha})), round(seconds, 1)]) + "\n"
 
 
-def run(data, jobs: list[tuple[str, dict, int]], path: Path, device: str) -> None:
-    """Run the (method, changes, seed) of `jobs` side by side and append a row per search and round to `path`."""
-    configs, signs = zip(*(configured(*job) for job in jobs), strict=True)
-    started = time.perf_counter()
+def by_strength(job: Job) -> Job:
+    """The job whose row says what the strength of the same α names."""
+    method, changes, seed = job
+    return method, {name: value for name, value in changes.items() if name != "selection"}, seed
 
-    def rows(jobs, round_: int, alpha: Tensor) -> str:
-        numbers = [cells.index(discretize(MICRO, {"normal": a})) for a in alpha]
-        return "".join(line(job, round_, cell, time.perf_counter() - started) for job, cell in zip(jobs, numbers, strict=True))
+
+def run(data, jobs: list[Job], path: Path, device: str) -> None:
+    """Run the jobs side by side and append a row per search and round to `path`."""
+    configs, started = [configured(*job) for job in jobs], time.perf_counter()
 
     def each_round(round_: int, alpha: Tensor, loss) -> None:
-        strength = [(m, {k: v for k, v in c.items() if k != "selection"}, s) for m, c, s in jobs]
-        text = rows(strength, round_, alpha)
+        read = [(by_strength(job), a) for job, a in zip(jobs, alpha, strict=True)]
         if configs[0].selection == "perturbation":
-            text += rows(jobs, round_, perturbed(alpha, loss))
-        table.append(path, text)
+            read += zip(jobs, perturbed(alpha, loss), strict=True)
+        table.append(path, "".join(line(job, round_, a, time.perf_counter() - started) for job, a in read))
 
-    searches(data, list(configs), list(signs), device, each_round)
+    searches(data, configs, device, each_round)
 
 
 _worker: dict = {}
@@ -424,33 +423,20 @@ def start_worker(name: str, root: str | None) -> None:
     _worker["data"] = table.RECIPES[name].load(root)
 
 
-def search_one(job: tuple[str, dict, int]) -> str:
+def search_one(job: Job) -> str:
     """One plain search; its row, and where the cell is selected by perturbation another one for the strength of the same α."""
-    config, sign = configured(*job)
-    original = loop.tangent_gradient
-
-    def signed(*args, **kwargs):
-        distance, gradient, tangent = original(*args, **kwargs)
-        return distance, gradient, [sign * t for t in tangent]
-
-    loop.tangent_gradient = signed
-    try:
-        result = loop.search(_worker["data"], config)
-    finally:
-        loop.tangent_gradient = original
-    row = line(job, config.rounds, cells.index(result.genotype), result.seconds)
-    if config.selection == "strength":
-        return row
-    method, changes, seed = job
-    changes = {name: value for name, value in changes.items() if name != "selection"}
-    strongest = cells.index(discretize(MICRO, result.alphas))
-    return row + line((method, changes, seed), config.rounds, strongest, result.seconds)
+    config = configured(*job)
+    result = search(_worker["data"], config)
+    rows = line(by_strength(job), config.rounds, result.alphas["normal"], result.seconds)
+    if config.selection == "perturbation":
+        rows += json.dumps([*job, config.rounds, cells.index(result.genotype), round(result.seconds, 1)]) + "\n"
+    return rows
 
 
 def finished(path: Path) -> list[tuple[str, dict, int, int]]:
     """(method, changes, seed, cell) of the searches of `path` that ran to their end."""
     rows = [json.loads(text) for text in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
-    return [(m, c, s, cell) for m, c, s, round_, cell, _ in rows if round_ == configured(m, c, s)[0].rounds]
+    return [(m, c, s, cell) for m, c, s, round_, cell, _ in rows if round_ == configured(m, c, s).rounds]
 
 
 def whole(path: Path) -> None:
@@ -465,16 +451,9 @@ def collect(path: Path, out: Path, tuning: bool) -> None:
 
     `microbench.cells_found` reads a table in which every method has one configuration.
     """
-    rows = sorted(
-        (list(METHODS).index(method), json.dumps(changes), seed, cell)
-        for method, changes, seed, cell in finished(path)
-        if (seed in TUNING) == tuning
-    )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "seed", "cell", "changes"])
-    writer.writerows([list(METHODS)[method], seed, cell, changes] for method, changes, seed, cell in rows)
-    content = text.getvalue().encode()
+    rows = [(m, seed, cell, json.dumps(changes)) for m, changes, seed, cell in finished(path) if (seed in TUNING) == tuning]
+    rows.sort(key=lambda row: (list(METHODS).index(row[0]), row[3], row[1]))
+    content = pd.DataFrame(rows, columns=["method", "seed", "cell", "changes"]).to_csv(index=False, lineterminator="\n").encode()
     files.write(out, gzip.compress(content, mtime=0) if out.suffix == ".gz" else content)
 
 

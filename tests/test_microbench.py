@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import gzip
 import itertools
 import json
@@ -26,6 +27,9 @@ from dcpnas_lite.evaluation import build as building
 from dcpnas_lite.evaluation import microbench as mb
 from dcpnas_lite.evaluation import table as tables
 from dcpnas_lite.evaluation.training import TrainConfig
+from dcpnas_lite.network import genotype as genotypes
+from dcpnas_lite.network import operations as registry
+from dcpnas_lite.network import supernet
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import Genotype, discretize
 
@@ -333,6 +337,19 @@ def test_numbers_and_tables_are_of_the_eight_operations_and_no_others(table):
         assert "none named" in str(caught.value) or other != "none named"
 
 
+def test_an_operation_that_is_registered_changes_no_number_and_no_table(monkeypatch):
+    bench, cell = mb.MicroBench.load(), mb.operations(100)
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+    for module in (genotypes, supernet):
+        monkeypatch.setattr(module, "REGISTRY", registry.REGISTRY)
+    registry.register("conv_3x3", registry.REGISTRY["sep_conv_3x3"].build)
+    assert mb.operations(100) == cell and mb.index(cell) == 100 and len(mb.MICRO.operations) == 8
+    assert mb.MicroBench.load().accuracy(100) == bench.accuracy(cell)
+    own = dataclasses.replace(mb.MICRO, operations=("conv_3x3", *mb.MICRO.operations))
+    with pytest.raises(ValueError, match="^cell: expected 0 … 511, 3 of none, .*, got Genotype.*conv_3x3"):
+        bench.accuracy(Genotype.from_operations(own, ["conv_3x3", *cell[1:]]))
+
+
 def test_packing_a_shipped_table_again_changes_nothing(tmp_path):
     for name in mb.RECIPES:
         shipped = mb.TABLES / f"microbench-{name}.csv.gz"
@@ -527,7 +544,8 @@ def test_a_wide_network_is_its_members(binary):
     torch.testing.assert_close(wide.stem[0].weight.grad, torch.cat([n.stem[0].weight.grad for n in nets]), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("changes", [{"lam": 3.0}, {"backtracking": "refreshed", "refresh": 1}, {"networks": "parent"}])
+@pytest.mark.parametrize("changes", [{"lam": 3.0}, {"backtracking": "refreshed", "refresh": 1}, {"networks": "parent"},
+    {"lam": 3.0, "eq_4_41": "printed", "eq_4_52": "printed"}])  # fmt: skip
 def test_a_wide_search_is_its_members(changes, monkeypatch):
     import search_methods as methods
 
@@ -539,7 +557,7 @@ def test_a_wide_search_is_its_members(changes, monkeypatch):
     data = digits(size=8)
     base = {"channels": 2, "layers": 1, "rounds": 2, "steps": 1, "batch": 16, "mu": 1e-3}
     configs = [SearchConfig(seed=s, **(base | changes)) for s in (3, 8)]
-    found = methods.searches(data, configs, [1, 1], "cpu", progress=False)
+    found = methods.searches(data, configs, "cpu", progress=False)
     for alpha, config in zip(found, configs, strict=True):
         torch.testing.assert_close(alpha, search(data, config).alphas["normal"], rtol=0, atol=2e-4)
 
@@ -551,11 +569,11 @@ def test_only_searches_of_one_shape_run_side_by_side():
     jobs = [(method, changes, seed) for method in ("dcp-nas", "psi edge", "darts", "bnas") for seed in range(3)]
     groups = list(methods.groups(jobs, 4))
     assert [len(group) for group in groups] == [4, 2, 3, 3] and sum(groups, []) == jobs
-    mixed = [methods.configured(*job)[0] for job in (jobs[0], jobs[-1])]
-    curved = [methods.configured("dcp-nas", changes | {"curvature": "hessian"}, 0)[0]]
-    for configs in (mixed, curved):
-        with pytest.raises(ValueError, match="expected sampled curvature and configurations that differ in nothing but seed"):
-            methods.searches(None, configs, [1] * len(configs), "cpu")
+    mixed = [methods.configured(*job) for job in (jobs[0], jobs[-1])]
+    others = [[methods.configured("dcp-nas", changes | c, 0)] for c in ({"curvature": "hessian"}, {"eq_4_29": "printed"})]
+    for configs in (mixed, *others):
+        with pytest.raises(ValueError, match="expected sampled curvature, 4.29 derived, and no difference but in seed"):
+            methods.searches(None, configs, "cpu")
 
 
 def test_a_wide_selection_is_its_members(tmp_path):
@@ -570,7 +588,7 @@ def test_a_wide_selection_is_its_members(tmp_path):
     methods.run(data, jobs, tmp_path / "a.jsonl", "cpu")
     expected = []
     for *_, seed in jobs:
-        result = search(data, methods.configured("cp-nas", changes, seed)[0])
+        result = search(data, methods.configured("cp-nas", changes, seed))
         expected.append((mb.index(discretize(mb.MICRO, result.alphas)), mb.index(result.genotype)))
     rows = methods.finished(tmp_path / "a.jsonl")
     cells = {(seed, "selection" in c): cell for _, c, seed, cell in rows}
@@ -582,28 +600,29 @@ def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
     import search_methods as methods
 
     from dcpnas_lite.data import digits
-    from dcpnas_lite.engine import search as loop
     from dcpnas_lite.engine.config import SearchConfig
     from dcpnas_lite.engine.search import search
 
     data, changes = digits(size=8), {"channels": 2, "layers": 1, "rounds": 2, "steps": 1, "batch": 16, "lam": 30.0}
     monkeypatch.setattr(methods, "_worker", {"data": data})
     seen = []
-    monkeypatch.setattr(loop, "search", lambda *a: seen.append(search(*a)) or seen[-1])
+    monkeypatch.setattr(methods, "search", lambda *a: seen.append(search(*a)) or seen[-1])
     rows = [methods.search_one((method, changes, 3)) for method in ("psi edge", "as printed")]
-    derived, printed = seen  # the same configuration; the printed sign climbs where the other descends
+    derived, printed = seen  # the same but for the sign: one climbs where the other descends
     config = SearchConfig(**changes, seed=3, psi_shape="edge")
     assert torch.equal(derived.alphas["normal"], search(data, config).alphas["normal"]) and len(seen) == 2
     courses = [r.history["alpha/normal"] for r in seen]
     assert np.array_equal(courses[0][0], courses[1][0])  # the Parent's step
     assert not np.array_equal(courses[0][-1], courses[1][-1])
     path = tmp_path / "a.jsonl"
-    rows += [methods.line(("psi edge", changes, 1003), 2, 7, 1.0), methods.line(("darts", changes, 3), 1, 9, 1.0)]
+    alpha = torch.eye(8)[[6, 5, 4]]
+    rows += [methods.line(("psi edge", changes, 1003), 2, alpha, 1.0), methods.line(("darts", changes, 3), 1, alpha, 1.0)]
     path.write_text("".join(rows) + '["darts", {')  # the beginning of a row, as a kill leaves it
     methods.whole(path)
     cells = [mb.index(r.genotype) for r in seen]
     assert methods.finished(path) == [
-        ("psi edge", changes, 3, cells[0]), ("as printed", changes, 3, cells[1]), ("psi edge", changes, 1003, 7)
+        ("psi edge", changes, 3, cells[0]), ("as printed", changes, 3, cells[1]),
+        ("psi edge", changes, 1003, mb.index(["sep_conv_3x3", "avg_pool_3x3", "max_pool_3x3"])),
     ]  # fmt: skip
     methods.collect(path, tmp_path / "a.csv", tuning=False)  # neither tuning seeds nor searches that are still under way
     assert mb.cells_found(tmp_path / "a.csv") == {"as printed": {3: cells[1]}, "psi edge": {3: cells[0]}}
