@@ -113,7 +113,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 def test_make_test_lowest_takes_every_floor(tmp_path):
     """What pip is told, by the rule's own line."""
     (line,) = [line for line in make("-n", "test-lowest").stdout.splitlines() if "tomllib" in line]
-    line = line.replace(".venv-lowest/bin/python", sys.executable).replace(".venv-lowest", str(tmp_path))
+    line = line.replace("> .venv-lowest", f"> {tmp_path}").replace(".venv-lowest/bin/python", sys.executable)
     subprocess.run(line, shell=True, check=True, cwd=ROOT)
     floors = (tmp_path / "floors.txt").read_text().splitlines()
     assert floors == [str(r).replace(">=", "==") for r in declared().values()] and all("==" in floor for floor in floors)
