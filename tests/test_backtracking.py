@@ -259,12 +259,15 @@ def test_states_are_copies(rule):
     state, before = rule.state_dict(), rule.state_dict()
     other = type(rule)()
     other.load_state_dict(state)
-    for part in state.values():
-        for tensor in part.values():
-            tensor.zero_()
+    for tensor in tensors(state):
+        tensor.zero_()
     for held in (rule.state_dict(), other.state_dict()):
-        for name, part in before.items():
-            assert part and all(torch.equal(held[name][key], tensor) and tensor.any() for key, tensor in part.items())
+        pairs = list(zip(tensors(held), tensors(before), strict=True))
+        assert pairs and all(torch.equal(mine, was) and was.any() for mine, was in pairs)
+
+
+def tensors(state) -> list:
+    return [state] if isinstance(state, torch.Tensor) else [t for part in state.values() for t in tensors(part)]
 
 
 @pytest.mark.parametrize("tau, columns", [(0, 8), (4, 4), (7, 1), (8, 0)])

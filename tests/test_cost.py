@@ -18,6 +18,7 @@ from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.distributed import Group
 from dcpnas_lite.engine.search import search
+from dcpnas_lite.method import objectives, tangent
 from dcpnas_lite.method.coupling import one_step_coupling
 from dcpnas_lite.method.objectives import nas_loss
 from dcpnas_lite.network.supernet import MICRO, Supernet, constant
@@ -94,7 +95,7 @@ def test_soft_targets_of_several_steps_are_computed_at_once_by_the_fixed_parent(
     config = SearchConfig(channels=2, layers=1, rounds=2, steps=6, warmup=1, batch=8)
     run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
     asked, answers, used = [], [], []
-    parent, gain = run.networks["parent"], loop.kl_gain
+    parent, gain = run.networks["parent"], objectives.kl_gain
     forward = parent.forward
 
     def spied(x):
@@ -105,7 +106,7 @@ def test_soft_targets_of_several_steps_are_computed_at_once_by_the_fixed_parent(
         return out
 
     monkeypatch.setattr(parent, "forward", spied)
-    monkeypatch.setattr(loop, "kl_gain", lambda child, teacher: used.append(teacher) or gain(child, teacher))
+    monkeypatch.setattr(objectives, "kl_gain", lambda child, teacher: used.append(teacher) or gain(child, teacher))
     while run.done < run.total:
         run.step()
     images = [
@@ -123,24 +124,24 @@ def test_lazy_tangent_enters_every_so_many_steps_with_as_many_times_lambda(monke
     config = SearchConfig(channels=2, layers=1, rounds=1, steps=4, warmup=0, batch=8, lam=0.5, tangent_every=2)
     run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
     terms, gradients = [], []
-    original, step = loop.tangent_gradient, run.alpha_optimizers["child"].step
+    original, step = tangent.loss_gradient, run.alpha_optimizers["child"].step
 
-    def recorded(*args, **kwargs):
-        terms.append((run.done, *original(*args, **kwargs)))
-        return terms[-1][1:]
+    def recorded(of_gain, of_distance, lam):
+        terms.append((run.done, lam, of_gain, of_distance))
+        return original(of_gain, of_distance, lam)
 
     def spied():
         gradients.append(run.networks["child"].alphas()[0].grad.clone())
         step()
 
-    monkeypatch.setattr(loop, "tangent_gradient", recorded)
+    monkeypatch.setattr(tangent, "loss_gradient", recorded)
     monkeypatch.setattr(run.alpha_optimizers["child"], "step", spied)
     while run.done < run.total:
         run.step()
     assert [done for done, *_ in terms] == [4, 6]
-    for gradient, (_, _, of_gain, of_distance) in zip(gradients[::2], terms, strict=True):
+    for gradient, (_, lam, of_gain, of_distance) in zip(gradients[::2], terms, strict=True):
         torch.testing.assert_close(gradient, 2 * 0.5 * of_distance[0] - of_gain[0], rtol=0, atol=0)
-        assert of_distance[0].any()
+        assert of_distance[0].any() and lam == 1.0
     assert [bool(torch.isnan(torch.tensor(r["distance"]))) for r in run.history[4:]] == [False, True, False, True]
 
 

@@ -78,7 +78,8 @@ def test_a_checkpoint_of_another_precision_is_refused(data, tmp_path):
     config, path = SearchConfig(channels=4, layers=1, rounds=1, steps=1, batch=16), tmp_path / "search.pt"
     with pytest.raises(SearchStopped):
         search(data, config, precision="bfloat16", callback=lambda _: True, checkpoint=path)
-    with pytest.raises(ValueError, match=r"search.pt: expected a checkpoint of this precision, got one of another \(float32 here, bfloat16 there\)"):
+    line = r"search.pt: expected a checkpoint of this precision, got one of another \(float32 here, bfloat16 there\)"
+    with pytest.raises(ValueError, match=line):
         search(data, config, checkpoint=path)
     assert search(data, config, precision="bfloat16", checkpoint=path).genotype
 

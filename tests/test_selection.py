@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from dcpnas_lite.data import Split, digits
-from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import SPACES, SearchConfig
 from dcpnas_lite.engine.search import search
+from dcpnas_lite.method import selection
 from dcpnas_lite.method.selection import perturbation
 from dcpnas_lite.network.genotype import Genotype
 from dcpnas_lite.network.supernet import Space, Supernet
@@ -93,8 +93,8 @@ def test_a_search_reads_its_cell_by_perturbation(monkeypatch, tmp_path):
         seen.append((net.binary, len(x), {t: a.detach().clone() for t, a in net.alpha.items()}))
         return perturbation(net, x, y)
 
-    monkeypatch.setattr(loop, "perturbation", spy)
-    monkeypatch.setattr(loop, "SELECTION_IMAGES", 16)
+    monkeypatch.setattr(selection, "perturbation", spy)
+    monkeypatch.setattr(selection, "SELECTION_IMAGES", 16)
     first = search(data, config, checkpoint=tmp_path / "a.pt")
     again = search(data, config, checkpoint=tmp_path / "a.pt")  # finished: only the cell is chosen once more
     assert first.genotype == again.genotype and len(seen) == 2

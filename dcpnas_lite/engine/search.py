@@ -35,19 +35,9 @@ from .. import files
 from ..data import Data, batches
 from ..derivation import trace
 from ..method import backtracking as rules
+from ..method import coupling as couplings
+from ..method import objectives, selection, tangent
 from ..method.algorithm10 import TANGENT_BATCHES, TEACHER_STEPS
-from ..method.coupling import cosine, one_step_coupling
-from ..method.objectives import alpha_loss, kl_gain, weight_loss
-from ..method.selection import read_cell
-from ..method.tangent import (
-    curvature_product,
-    distance,
-    distance_slope,
-    fisher_product,
-    hessian_product,
-    loss_gradient,
-    tangent_direction,
-)
 from ..network.genotype import Genotype, discretize
 from ..network.seeded import initialised_by
 from ..network.supernet import Space, Supernet, constant
@@ -146,7 +136,7 @@ def search(
             resume.restore(run, checkpoints.parse(saved, checkpoint), str(checkpoint))
         finished = _steps(run, callback, progress, checkpoint, save_every)
     alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
-    cell = read_cell(run.last_network, data.validation, run.config.selection)
+    cell = selection.read_cell(run.last_network, data.validation, run.config.selection)
     return SearchResult(cell, alphas, run.arrays(), run.seconds(), finished)
 
 
@@ -309,7 +299,7 @@ class _Run:
         for n in range(min(TANGENT_BATCHES, self.config.steps)):
             x, y = self.batch("validation", round_ * self.config.steps + n, 1)
             with constant(parent.weights()):
-                directions.append(tangent_direction(parent(x), y, parent.alphas(), self.config.eq_4_29 == "printed"))
+                directions.append(tangent.tangent_direction(parent(x), y, parent.alphas(), self.config.eq_4_29 == "printed"))
         return self.group.mean([torch.stack(parts).mean(0) for parts in zip(*directions, strict=True)])
 
     def soft_targets(self, n: int, splits: Sequence[str]) -> list[Tensor]:
@@ -349,7 +339,8 @@ class _Run:
 
     def weight_loss(self, name: str, batch: tuple[Tensor, Tensor], soft: Tensor | None) -> Callable[..., Tensor]:
         """L of the weight step as a function of the network."""
-        return lambda net: weight_loss(self.networks[name], net(batch[0]), batch[1], soft, self.config.lam, self.config.mu)
+        plain, how = self.networks[name], (soft, self.config.lam, self.config.mu)
+        return lambda net: objectives.weight_loss(plain, net(batch[0]), batch[1], *how)
 
     def alpha_step(self, name: str, train: tuple, validation: tuple, soft: Sequence[Tensor | None], n: int) -> dict:
         config, net, (x, y), teacher = self.config, self.networks[name], validation, soft[1]
@@ -359,17 +350,16 @@ class _Run:
                 generator = torch.Generator(self.device).manual_seed(2**20 * config.seed + n)
                 def draw(p):  # from the whole batch, so that the draws do not depend on how many processes share it
                     return self.group.part(torch.multinomial(self.group.whole(p), 1, generator=generator).squeeze(1))
-                gain, gradient, product = curvature_product(
-                    config.curvature, lambda a: net(x, a), lambda logits: kl_gain(logits, teacher), alphas, len(x), draw,
-                    config.eq_4_41 == "printed",
-                )  # fmt: skip
-                loss, gradient = -gain, self.group.mean(gradient)
-                d = distance(gradient, self.tangent, config.distance).item()
-                slope = distance_slope(gradient, self.tangent, config.distance)
+                logits, gain = (lambda a: net(x, a)), (lambda out: objectives.kl_gain(out, teacher))
+                how = config.curvature, logits, gain, alphas, len(x), draw, config.eq_4_41 == "printed"
+                value, gradient, product = tangent.curvature_product(*how)
+                loss, gradient = -value, self.group.mean(gradient)
+                d = tangent.distance(gradient, self.tangent, config.distance).item()
+                slope = tangent.distance_slope(gradient, self.tangent, config.distance)
                 pull = self.group.mean(product(slope))
-                gradient = loss_gradient(gradient, pull, config.lam * config.tangent_every)
+                gradient = tangent.loss_gradient(gradient, pull, config.lam * config.tangent_every)
             else:
-                loss = alpha_loss(net(x), y, teacher)
+                loss = objectives.alpha_loss(net(x), y, teacher)
                 gradient = self.group.mean(torch.autograd.grad(loss, alphas))
         (loss,) = self.group.mean([loss])
         _finite(f"the {name}'s architecture loss", loss, *gradient)
@@ -419,27 +409,27 @@ class _Run:
         """
         train, (x, y) = ([self.group.whole(t) for t in batch] for batch in (train, validation))
         net, (learned, judged) = self.networks[name], [None if s is None else self.group.whole(s) for s in soft]
-        by_alphas = lambda call: alpha_loss(call(x), y, judged)  # noqa: E731
+        by_alphas = lambda call: objectives.alpha_loss(call(x), y, judged)  # noqa: E731
         by_weights = self.weight_loss(name, train, learned)
-        return one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), self.config.weight_lr)
+        return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), self.config.weight_lr)
 
-    def measure(self, net, x, soft, couplings, alphas, corrections, gradient) -> dict:
+    def measure(self, net, x, soft, measured, alphas, corrections, gradient) -> dict:
         """The record of `measure_every`: see `search`."""
-        norm = torch.cat([c.flatten() for c in couplings]).norm() / torch.cat([g.flatten() for g in gradient]).norm()
+        norm = torch.cat([c.flatten() for c in measured]).norm() / torch.cat([g.flatten() for g in gradient]).norm()
         record = {"measured": float(len(self.history)), "gradient_ratio": norm.item(), "trust": math.nan}
-        for cell_type, c, alpha, correction in zip(net.alpha, couplings, alphas, corrections, strict=True):
+        for cell_type, c, alpha, correction in zip(net.alpha, measured, alphas, corrections, strict=True):
             record[f"coupling/{cell_type}"] = c.cpu()
-            record[f"coupling_cosine/{cell_type}"] = cosine([correction], [-c])
+            record[f"coupling_cosine/{cell_type}"] = couplings.cosine([correction], [-c])
             record[f"captured/{cell_type}"] = torch.tensor([trace.captured(c, alpha, shape) for shape in rules.SHAPES])
         if soft is not None:
             x, soft = self.group.whole(x), self.group.whole(soft)
             leaves = [a.clone().requires_grad_() for a in alphas]
-            gain = kl_gain(net(x, leaves), soft)
+            gain = objectives.kl_gain(net(x, leaves), soft)
             g = list(torch.autograd.grad(gain, leaves, retain_graph=True))
-            v = distance_slope(g, self.tangent, self.config.distance)
-            product = hessian_product(gain, leaves, v)
-            fisher = fisher_product(lambda a: net(x, a), leaves, v)
-            record["trust"] = cosine([-t for t in fisher], product)
+            v = tangent.distance_slope(g, self.tangent, self.config.distance)
+            product = tangent.hessian_product(gain, leaves, v)
+            fisher = tangent.fisher_product(lambda a: net(x, a), leaves, v)
+            record["trust"] = couplings.cosine([-t for t in fisher], product)
         return record
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -16,11 +16,10 @@ from ..data import Data, Split, batches
 from ..network.genotype import Genotype
 from ..network.seeded import initialised_by
 from ..network.supernet import Space, Supernet
+from . import coupling as couplings
+from . import objectives, selection, tangent
 from .backtracking import ArchitectureStep, Rule, apply, weight_norms
-from .coupling import one_step_coupling
-from .objectives import alpha_loss, kl_gain, weight_loss
-from .selection import read_cell
-from .tangent import Tangent, curvature_product, distance, distance_slope, loss_gradient, tangent_direction
+from .tangent import Tangent
 
 if TYPE_CHECKING:
     from ..engine.config import SearchConfig
@@ -61,13 +60,13 @@ def algorithm10(
             if len(names) == 2:
                 nets["child" if name == "parent" else "parent"].inherit(net)
     last = nets[names[-1]]
-    return read_cell(last, data.validation, config.selection), {t: a.detach() for t, a in last.alpha.items()}, records
+    return selection.read_cell(last, data.validation, config.selection), {t: a.detach() for t, a in last.alpha.items()}, records
 
 
 def _weight_step(net, optimizer, x, y, soft, n: int, config) -> float:
     """w ← w − … ∂L/∂w: L_NAS of the Parent (4.21), L_CP-NAS or L_DCP-NAS of the Child (4.26, 4.32, 4.34)."""
     optimizer.param_groups[0]["lr"] = 0.5 * config.weight_lr * (1 + math.cos(math.pi * n / (config.rounds * config.steps)))
-    loss = weight_loss(net, net(x), y, soft, config.lam, config.mu)
+    loss = objectives.weight_loss(net, net(x), y, soft, config.lam, config.mu)
     for w, g in zip(net.weights(), torch.autograd.grad(loss, net.weights()), strict=True):
         w.grad = g
     torch.nn.utils.clip_grad_norm_(net.weights(), 5.0)
@@ -87,9 +86,9 @@ def _alpha_step(name: str, net, optimizer, train, validation, direction, n: int,
 
     def coupling() -> list[Tensor]:
         (x, y, soft), (u, v, judged) = train, validation
-        by_weights = lambda call: weight_loss(net, call(x), y, soft, config.lam, config.mu)  # noqa: E731
-        by_alphas = lambda call: alpha_loss(call(u), v, judged)  # noqa: E731
-        return one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), config.weight_lr)
+        by_weights = lambda call: objectives.weight_loss(net, call(x), y, soft, config.lam, config.mu)  # noqa: E731
+        by_alphas = lambda call: objectives.alpha_loss(call(u), v, judged)  # noqa: E731
+        return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), config.weight_lr)
 
     index = n - config.warmup * config.steps
     _set(net, [
@@ -102,22 +101,22 @@ def _alpha_step(name: str, net, optimizer, train, validation, direction, n: int,
 def _alpha_gradient(net, x, y, soft, direction: Tangent | None, n: int, config) -> tuple[float, float, Tangent]:
     """The loss of α, D, and the gradient: ∂L_NAS/∂α of the Parent, −∂G/∂α̂ + λ ∇D of the Child (4.33)."""
     if direction is None or config.lam == 0 or n % config.steps % config.tangent_every:
-        loss = alpha_loss(net(x), y, soft)
+        loss = objectives.alpha_loss(net(x), y, soft)
         return loss.item(), math.nan, list(torch.autograd.grad(loss, net.alphas()))
     generator = torch.Generator().manual_seed(2**20 * config.seed + n)
     draw = lambda p: torch.multinomial(p, 1, generator=generator).squeeze(1)  # noqa: E731
-    logits, gain = (lambda alphas: net(x, alphas)), (lambda out: kl_gain(out, soft))
+    logits, gain = (lambda alphas: net(x, alphas)), (lambda out: objectives.kl_gain(out, soft))
     how = config.curvature, logits, gain, net.alphas(), len(x), draw, config.eq_4_41 == "printed"
-    value, gradient, product = curvature_product(*how)
-    slope = distance_slope(gradient, direction, config.distance)
-    d = distance(gradient, direction, config.distance).item()
-    return -value.item(), d, loss_gradient(gradient, product(slope), config.lam * config.tangent_every)
+    value, gradient, product = tangent.curvature_product(*how)
+    slope = tangent.distance_slope(gradient, direction, config.distance)
+    d = tangent.distance(gradient, direction, config.distance).item()
+    return -value.item(), d, tangent.loss_gradient(gradient, product(slope), config.lam * config.tangent_every)
 
 
 def _direction(parent, validation: Split, steps: range, config) -> Tangent:
     """∂f̃^P/∂α of the Parent (4.29), mean over the first validation batches of the Child's phase."""
     firsts = [_batch(validation, n, 1, config) for n in steps[:TANGENT_BATCHES]]
-    each = [tangent_direction(parent(x), y, parent.alphas(), config.eq_4_29 == "printed") for x, y in firsts]
+    each = [tangent.tangent_direction(parent(x), y, parent.alphas(), config.eq_4_29 == "printed") for x, y in firsts]
     return [torch.stack(parts).mean(0) for parts in zip(*each, strict=True)]
 
 
