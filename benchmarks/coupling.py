@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import io
 import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from dcpnas_lite import files
@@ -58,45 +58,35 @@ class Watched:
         return self.rule(step)
 
 
-def rows(task: tuple[str, int, SearchConfig, int]) -> list[list[str]]:
+def rows(task: tuple[str, int, SearchConfig, int]) -> str:
     """The rows of one search."""
     rule, seed, config, size = task
     torch.set_num_threads(1)
     watched = Watched(RULES[rule]())
     history = search(digits(size=size), dataclasses.replace(config, seed=seed), watched).history
-    out = []
-    for i, step in enumerate(history["measured"].astype(int)):
-        values = {
-            "loss": history["alpha_loss"][step],
-            "distance": history["distance"][step],
-            "cosine": history["coupling_cosine/normal"][i],
-            "direct": cosine([torch.from_numpy(history["coupling/normal"][i])], [watched.gradients[step]]),
-            "ratio": history["gradient_ratio"][i],
-            **dict(zip(("scalar", "operation", "edge"), history["captured/normal"][i], strict=False)),
-            "trust": history["trust"][i],
-        }
-        network = "child" if history["network"][step] else "parent"
-        text = ["" if np.isnan(v) else f"{v:.3g}" for v in values.values()]
-        out.append([rule, str(seed), network, str(watched.indices[step]), *text])
-    return out
+    steps, couplings = history["measured"].astype(int), history["coupling/normal"]
+    table = pd.DataFrame({
+        "rule": rule,
+        "seed": seed,
+        "network": np.where(history["network"][steps] == 1, "child", "parent"),
+        "step": [watched.indices[k] for k in steps],
+        "loss": history["alpha_loss"][steps],
+        "distance": history["distance"][steps],
+        "cosine": history["coupling_cosine/normal"],
+        "direct": [cosine([torch.from_numpy(c)], [watched.gradients[k]]) for c, k in zip(couplings, steps, strict=True)],
+        "ratio": history["gradient_ratio"],
+        **dict(zip(("scalar", "operation", "edge"), history["captured/normal"].T, strict=False)),
+        "trust": history["trust"],
+    })  # fmt: skip
+    return table[COLUMNS].to_csv(index=False, header=False, float_format="%.3g", lineterminator="\n")
 
 
-def finished(path: Path, expected: int) -> tuple[list[list[str]], set[tuple[str, int]]]:
-    """The rows of complete runs in the file, and which runs these are."""
-    if not path.exists():
-        return [], set()
-    with path.open(newline="", encoding="utf8") as file:
-        old = [row for row in csv.reader(file) if len(row) == len(COLUMNS) and row[1].isdigit()]
-    runs = [(row[0], int(row[1])) for row in old]
-    complete = {run for run in runs if runs.count(run) == expected}
-    return [row for row, run in zip(old, runs, strict=True) if run in complete], complete
-
-
-def text(rows: list[list[str]]) -> str:
-    """The rows as CSV."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
+def finished(path: Path, expected: int) -> pd.DataFrame:
+    """The rows of complete runs in the file, as text."""
+    text = path.read_text(encoding="utf8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1] or ",".join(COLUMNS)
+    table = pd.read_csv(io.StringIO(whole), dtype=str, keep_default_na=False)
+    return table[table.groupby(["rule", "seed"])["rule"].transform("size") == expected]
 
 
 def main() -> None:
@@ -115,13 +105,14 @@ def main() -> None:
     alpha_steps = (config.rounds - config.warmup) * config.steps
     started = time.perf_counter()
     with files.lock(options.csv):
-        old, done = finished(options.csv, 2 * -(-alpha_steps // config.measure_every))
+        old = finished(options.csv, 2 * -(-alpha_steps // config.measure_every))
+        done = set(zip(old["rule"], old["seed"].astype(int), strict=True))
         todo = [(rule, seed, config, options.size) for seed in range(options.seeds) for rule in options.rules]
         tasks = [task for task in todo if task[:2] not in done]
-        files.write(options.csv, text([COLUMNS, *old]))
+        files.write(options.csv, old.to_csv(index=False, lineterminator="\n"))
         with contextlib.closing(jobs.run(tasks, rows, options.processes)) as results:
             for n, (_, result) in enumerate(results, 1):
-                append(options.csv, text(result))
+                append(options.csv, result)
                 print(f"{n} of {len(tasks)} runs, {time.perf_counter() - started:.0f} s", flush=True)
 
 

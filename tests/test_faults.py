@@ -1,4 +1,4 @@
-"""Damaged files of every format, a small choice of what `benchmarks/faults.py` tries, and that the script sees what is wrong."""
+"""Damaged files of every format, a small choice of what `tools/faults.py` tries, and that the script sees what is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 import faults
 
 

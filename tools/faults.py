@@ -1,6 +1,6 @@
 """Damaged files of every format that the package reads: each is refused with one clear line, or read as what it was.
 
-    python benchmarks/faults.py [--inputs 200] [--seed 0]
+    python tools/faults.py [--inputs 200] [--seed 0]
 
 Makes one small file of every format, damages each in `--inputs` ways (flipped bits, changed bytes, cut off, pieces inserted,
 removed, repeated and zeroed), puts foreign files in its place (empty, text, JSON of anything else, pickles, archives, bombs,
