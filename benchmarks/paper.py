@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import io
 import json
@@ -24,17 +23,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from dcpnas_lite import __main__ as command_line
 from dcpnas_lite import files
 from dcpnas_lite.data import digits
 from dcpnas_lite.engine import checkpoint, jobs
-from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.engine.fast import accelerate
 from dcpnas_lite.evaluation.table import append
 from dcpnas_lite.evaluation.training import TrainConfig, train
-from dcpnas_lite.method.selection import perturbation
+from dcpnas_lite.method.selection import read_cell
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype, random_cell
 from dcpnas_lite.network.supernet import PAPER, Supernet
 
@@ -62,41 +62,38 @@ def perturbed(run: Path) -> Genotype:
     if not path.exists():
         data, state = digits(), checkpoint.load(run / "checkpoint.npz")
         config = SearchConfig.from_json(state["identity"]["configuration"])
-        child = Supernet(PAPER, config.channels, config.layers, len(data.classes), data.channels, binary=True)
+        child = accelerate(Supernet(PAPER, config.channels, config.layers, len(data.classes), data.channels, binary=True))
         child.load_state_dict(state["networks"]["child"])
-        files.write(path, perturbation(child, *data.validation[slice(loop.SELECTION_IMAGES)]).to_json() + "\n")
+        files.write(path, read_cell(child, data.validation, "perturbation").to_json() + "\n")
     return command_line.read_genotype(path)
 
 
-def row(task: tuple[str, int, str, TrainConfig]) -> list:
+def row(task: tuple[str, str, str, str, dict]) -> str:
     """The row of one training."""
-    name, bits, genotype, config = task
+    name, seed, bits, genotype, config = task
     torch.set_num_threads(1)
-    result = train(Genotype.from_json(genotype), digits(), bits, config)
-    accuracies = (f"{value:.4f}" for value in (result.test_accuracy, result.validation_accuracy))
-    return [name, config.seed, bits, *accuracies, result.bits, genotype]
+    result = train(Genotype.from_json(genotype), digits(), int(bits), TrainConfig(seed=int(seed), **config))
+    values = name, seed, bits, result.test_accuracy, result.validation_accuracy, result.bits, genotype
+    return pd.DataFrame([values]).to_csv(index=False, header=False, float_format="%.4f", lineterminator="\n")
 
 
-def key(row: list[str]) -> tuple[str, ...]:
-    """What determines a training, besides the recipe: cell, seed, bits, genotype."""
-    return *row[:3], row[-1]
+def text(recipe: str, rows: pd.DataFrame) -> str:
+    """A table with its recipe in the first line."""
+    return recipe + "\n" + rows.to_csv(index=False, lineterminator="\n")
 
 
-def table(first: str, rows: list[list]) -> str:
-    """CSV text below a first line."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return (first and first + "\n") + out.getvalue()
-
-
-def read(path: Path, recipe: str) -> list[list[str]]:
-    """The rows of a table, without one that was cut off; SystemExit where they were made by another recipe."""
-    if not path.exists():
-        return []
-    first, *lines = path.read_text(encoding="utf8").splitlines(keepends=True)
-    if first.strip() != recipe:
+def read(path: Path, recipe: str) -> pd.DataFrame:
+    """The rows of a table, as text, without one that was cut off; SystemExit where they were made by another recipe."""
+    content = path.read_text(encoding="utf8") if path.exists() else text(recipe, pd.DataFrame(columns=COLUMNS))
+    first, _, rows = content[: content.rfind("\n") + 1].partition("\n")
+    if first != recipe:
         raise SystemExit(f"{path}: expected rows of the recipe {recipe[2:]}; delete the file to begin again")
-    return [row for row in csv.reader(line for line in lines[1:] if line.endswith("\n")) if len(row) == len(COLUMNS)]
+    return pd.read_csv(io.StringIO(rows), dtype=str)
+
+
+def keys(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """What determines each training, besides the recipe."""
+    return list(rows[["cell", "seed", "bits", "genotype"]].itertuples(index=False, name=None))
 
 
 def main() -> None:
@@ -122,20 +119,18 @@ def main() -> None:
     cells = {"found": found, "perturbed": perturbed(options.run), "published": PUBLISHED}
     cells |= {f"random-{k}": random_cell(PAPER, k) for k in RANDOM}
     texts = {name: json.dumps(json.loads(cell.to_json())) for name, cell in cells.items()}
-    trainings = {(name, str(seed), "1", texts[name]): TrainConfig(seed=seed, **config) for seed in SEEDS for name in cells}
-    rows = [old for old in rows if key(old) in trainings]  # the others belong to a search that is not the one in the tables
-    tasks = [(name, int(bits), text, trainings[name, seed, bits, text])
-             for name, seed, bits, text in trainings.keys() - set(map(key, rows))]  # fmt: skip
-    tasks.sort(key=lambda task: (task[3].seed, list(cells).index(task[0])))
+    wanted = [(name, str(seed), "1", texts[name]) for seed in SEEDS for name in cells]
+    rows = rows[[key in wanted for key in keys(rows)]]  # the others belong to a search that is not the one in the tables
+    tasks = [(*key, config) for key in wanted if key not in keys(rows)]
     started = time.perf_counter()
     with files.lock(path), contextlib.closing(jobs.run(tasks, row, options.workers)) as trained:
-        files.write(path, table(recipe, [COLUMNS, *rows]))
-        made = {}
-        for n, (task, new) in enumerate(trained, 1):
-            made[task] = new
-            append(path, table("", [new]))
+        files.write(path, text(recipe, rows))
+        for n, (_, new) in enumerate(trained, 1):
+            append(path, new)
             print(f"{n} of {len(tasks)} trainings, {time.perf_counter() - started:.0f} s", flush=True)
-        files.write(path, table(recipe, [COLUMNS, *rows, *(made[task] for task in tasks)]))
+        rows = read(path, recipe)
+        order = sorted(range(len(rows)), key=lambda k: wanted.index(keys(rows)[k]))
+        files.write(path, text(recipe, rows.iloc[order]))
 
 
 if __name__ == "__main__":

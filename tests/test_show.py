@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -402,11 +403,13 @@ def test_a_shipped_history_is_rounded_but_for_the_final_alpha(tmp_path):
 def test_a_table_of_cells_is_read_back_without_a_row_that_was_cut_off(tmp_path):
     path, recipe = tmp_path / "cells.csv", '# {"epochs": 1}'
     rows = [["found", str(k), "1", "0.5", "0.25", "99", PUBLISHED.to_json().replace("\n", "")] for k in range(3)]
-    assert paper.read(path, recipe) == []
-    path.write_text(paper.table(recipe, [paper.COLUMNS, *rows]))
-    assert paper.read(path, recipe) == rows and paper.key(rows[1]) == ("found", "1", "1", rows[1][-1])
+    whole = paper.text(recipe, pd.DataFrame(rows, columns=paper.COLUMNS))
+    assert paper.read(path, recipe).empty
+    path.write_text(whole)
+    assert paper.read(path, recipe).values.tolist() == rows
+    assert paper.keys(paper.read(path, recipe))[1] == ("found", "1", "1", rows[1][-1])
     for cut in range(1, 60):
-        path.write_text(paper.table(recipe, [paper.COLUMNS, *rows])[:-cut])
-        assert paper.read(path, recipe) == rows[:2]
+        path.write_text(whole[:-cut])
+        assert paper.read(path, recipe).values.tolist() == rows[:2]
     with pytest.raises(SystemExit, match="expected rows of the recipe"):
         paper.read(path, '# {"epochs": 2}')
