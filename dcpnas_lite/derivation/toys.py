@@ -1,9 +1,13 @@
-"""Two small problems on which every line of the derivation can be checked, one for each meaning 4.44 can have.
+"""Two small problems on which every line of the derivation can be checked, one for each form that 4.44 can take.
 
 Both take a loss L(α, w) = ℓ(products of α and w) with the same smooth convex ℓ(z) = ½ zᵀQz + bᵀz + log Σ exp(Pz):
 
-- reading A, ``LinearMixture``: z = α ⊙ w, as in the node formula, where α scales each operation. L̃ is (M, E);
-- reading B, ``Bilinear``: z = α w, the form in which the authors first wrote it. L̃ is (1, E): one number per edge.
+- reading A, ``LinearMixture``: z = α ⊙ w, as in the node formula, where α scales each operation. L̃ is (M, E). With the
+  weights as a matrix W = diag(w) the same products are α W, and ``toy.ell(alpha @ W)`` is the matrix reading of 4.44;
+- reading B, ``Bilinear``: z = α w, with one number per edge. L̃ is (1, E).
+
+In the source w^(i,j) = [[w_m]] is per edge and w_m a kernel. Here w_m is one number, shared by the edges: the smallest case in
+which w ∈ R^{M×1} of 4.42 can be taken at its word. ``per_edge=True`` gives every edge weights of its own.
 
 Each problem brings a point ``alpha`` (E, M), ``w`` (M,) and an explicit response ``phi``; every method takes any point.
 α and ∂φ/∂α are drawn positive, as mixing weights are; ``dataclasses.replace(toy, alpha=…, slope=…)`` changes that.
