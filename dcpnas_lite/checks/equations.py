@@ -22,7 +22,7 @@ from .mutation import score
 from .table import EXACT, KINDS, PROOFS, VERDICTS, WRONG, Check, Equation
 
 __all__ = ["CHAPTERS", "EXACT", "KINDS", "PROOFS", "TABLE", "VERDICTS", "WRONG", "Check", "Equation", "get", "report"]
-__all__ += ["markdown_errata", "markdown_index"]
+__all__ += ["RUNS", "markdown_errata", "markdown_index", "runs"]
 
 CHAPTERS = tuple(
     module.chapter
@@ -38,6 +38,26 @@ CHAPTERS = tuple(
     )
 )
 TABLE: tuple[Equation, ...] = tuple(sorted((row for chapter in CHAPTERS for row in chapter.rows), key=lambda row: row.number))
+
+
+#: Where a function of the table runs besides its check; a test traces searches and compares. All others: "derivation".
+RUNS = {
+    "search": """method.objectives.nas_loss network.binarize.reconstruction_error network.binarize.scale network.supernet.Supernet
+        method.tangent.tangent_direction method.objectives.kl_gain method.tangent.distance method.objectives.dcp_nas_loss
+        method.tangent.curvature_product method.tangent.distance_slope method.tangent.loss_gradient network.binarize.sign
+        method.objectives.reconstruction_loss derivation.trace.update method.backtracking.psi_gradient
+        method.backtracking.backtrack method.backtracking.ranking method.backtracking.weight_norms""",
+    "variant": """method.objectives.cp_nas_loss method.tangent.hessian_product method.tangent.fisher_product
+        method.coupling.one_step_coupling""",
+    "Algorithm 10": "network.binarize.BinaryConv2d network.binarize.BinaryConv2d.binary_weight network.supernet.MixedCell",
+}
+
+
+def runs(path: str) -> str:
+    """Where a function of the table runs: in the default "search", in a "variant" of it, in the plain "Algorithm 10" alone (the
+    search has a faster form, proven equal), or in the "derivation" only."""
+    name = path.removeprefix("dcpnas_lite.")
+    return next((where for where, names in RUNS.items() if name in names.split()), "derivation")
 
 
 def get(number: str) -> Equation:
@@ -66,7 +86,7 @@ def markdown_index() -> str:
     rows = ["| Eq. | Title | Kind | Verdict | Functions | Check | Proof | Mutants |", "|" + "---|" * 8]
     for e in TABLE:
         result = e.check()
-        functions = "<br>".join(f"`{path.removeprefix('dcpnas_lite.')}`" for path in e.functions) or "–"
+        functions = "<br>".join(f"`{path.removeprefix('dcpnas_lite.')}` ({runs(path)})" for path in e.functions) or "–"
         rows.append(
             f"| [({e.number})](#{e.anchor}) | {e.title} | {e.kind} | {e.verdict} | {functions} | "
             f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} | {e.proof} | {score(e)} |"

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import torch
-from torch import einsum
+from torch import einsum, nn
 
 from ..derivation import responses, toys, trace
+from ..method import coupling
 from .problems import Case, coupling_of, deviation, symmetric
 from .table import Chapter
 
 chapter = Chapter("04-missing-derivative")
+
+
+class _Toy(nn.Module):
+    """A toy as the network that `one_step_coupling` expects: its output is the loss."""
+
+    def __init__(self, toy):
+        super().__init__()
+        self.toy, self.alpha, self.w = toy, nn.Parameter(toy.alpha.clone()), nn.Parameter(toy.w.clone())
+
+    def forward(self) -> torch.Tensor:
+        return self.toy.loss(self.alpha, self.w)
 
 
 @chapter.row(
@@ -25,10 +37,12 @@ chapter = Chapter("04-missing-derivative")
         responses.Explicit,
         responses.Unrolled,
         responses.Implicit,
+        coupling.one_step_coupling,
     ),
 )
 def check_4_43(case: Case):
-    """Direct part plus coupling is the total derivative dL/dα by autograd through w(α), for three responses."""
+    """Direct part plus coupling is the total derivative dL/dα by autograd through w(α), for three responses; and the coupling
+    of one weight step, as a search measures it, is that of the unrolled response."""
     errors = []
     for toy in (case.toy(), case.toy(toys.Bilinear)):
         for respond in (responses.Explicit(toy.phi), responses.Unrolled(toy.loss, 0.1), responses.Implicit(toy.regularized)):
@@ -38,6 +52,11 @@ def check_4_43(case: Case):
             alpha = toy.alpha.clone().requires_grad_()
             (total,) = torch.autograd.grad(toy.loss(alpha, respond.weights(alpha, toy.w)), alpha)
             errors.append(deviation(toy.dL_dalpha(toy.alpha, w) + C, total))
+            if isinstance(respond, responses.Unrolled):
+                net = _Toy(toy)
+                loss = lambda call: call()  # noqa: E731
+                (measured,) = coupling.one_step_coupling(net, loss, loss, [net.w], [net.alpha], respond.step)
+                errors.append(deviation(measured, C))
     return max(errors)
 
 

@@ -58,7 +58,7 @@ class _Classifier:
 
 
 def _loss_gradient(gradient: Tensor, direction: Tensor, hessian: Tensor, lam: float) -> Tensor:
-    return -gradient + 2 * lam * hessian @ (gradient - direction)
+    return tangent.loss_gradient([gradient], [2 * hessian @ (gradient - direction)], lam)[0]
 
 
 @chapter.row(
@@ -184,7 +184,7 @@ chapter.exercise(
     "holds",
     r"\nabla_{\hat\alpha} L_{\mathrm{DCP\text{-}NAS}} = -\frac{\partial G}{\partial \hat\alpha} + 2\lambda \Bigl("
     r"\frac{\partial G}{\partial \hat\alpha} - \frac{\partial \tilde f^P}{\partial \alpha}\Bigr) H_G(\hat\alpha)",
-    functions=(tangent.tangent_gradient, tangent.hessian_product, tangent.distance_slope),
+    functions=(tangent.loss_gradient, tangent.distance_slope, tangent.curvature_product, tangent.hessian_product),
 )
 def check_4_33(case: Case):
     """With the exact Hessian the formula equals the derivative of −G + λ D by central differences."""
@@ -208,7 +208,7 @@ def check_4_33(case: Case):
     )
     units = torch.eye(6, dtype=torch.float64).view(6, 2, 3)
     by_difference = torch.stack([along(loss, model.alpha, unit) for unit in units]).view(2, 3)
-    return deviation(-gradient[0] + lam * slope[0], by_difference)
+    return deviation(tangent.loss_gradient(gradient, slope, lam)[0], by_difference)
 
 
 chapter.exercise(
