@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, einsum
 
 from ..derivation import responses, toys, trace
-from .problems import Case, coupling_of, deviation
+from .problems import Case, coupling_of, deviation, products
 from .table import Chapter
 
 chapter = Chapter("05-dividing-by-a-matrix")
@@ -146,8 +146,7 @@ def check_4_45(case: Case):
     wrong = [deviation(gradient, C), deviation(gradient, 2 * C)]  # the right side doubles with ∂w/∂α, the left side stays
     if case.E == case.M:
         right = (L @ toy.alpha, toy.alpha.T @ L.T)
-        for a, factor in itertools.product((toy.alpha, toy.alpha.T), (L, L.T)):
-            wrong += [deviation(traces(p), C) for p in (a @ factor, factor @ a) if not any(torch.equal(p, r) for r in right)]
+        wrong += [deviation(traces(p), C) for p in products(toy.alpha, L) if not any(torch.equal(p, r) for r in right)]
     return max(errors), min(wrong)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, einsum
 
 from ..derivation import responses, toys, trace
-from .problems import Case, coupling_of, deviation
+from .problems import Case, coupling_of, deviation, products
 from .table import Chapter
 
 chapter = Chapter("07-from-trace-to-update")
@@ -33,7 +33,8 @@ def _derived_trace(alpha: Tensor, factor: Tensor, dw: Tensor) -> Tensor:
     functions=(trace.trace_components, trace.coupling),
 )
 def check_4_49(case: Case):
-    """The printed sum is the trace of 4.48; it is not the exact coupling per edge, which the derived line is."""
+    """The printed sum is the trace of 4.48; it is not the exact coupling per edge, which the derived line is. Nor is any
+    product of α or α^T with L̃ or L̃^T, in either order and with ∂w/∂α on either side, with or without the sum over m."""
     toy, jacobian, L, C = case.mixture()
     dw, dL_dw = einsum("mem->em", jacobian), toy.dL_dw(toy.alpha, toy.phi(toy.alpha))
     traces = torch.stack([sum((toy.alpha @ L @ jacobian[m])[e, m] for m in range(case.M)) for e in range(case.E)])
@@ -44,7 +45,11 @@ def check_4_49(case: Case):
         deviation(torch.tensor(derived, dtype=torch.float64), C),
         deviation(trace.coupling(dL_dw, jacobian), C),
     ]
-    return max(errors), deviation(printed, C.sum(1))
+    wrong = [deviation(printed, C.sum(1))]
+    for p in products(toy.alpha, L):
+        sides = ([p @ dw] if len(p) == case.E else []) + ([dw @ p] if len(p) == case.M else [])
+        wrong += [deviation(line, want) for side in sides for line, want in ((side, C), (side.sum(1), C.sum(1)))]
+    return max(errors), min(wrong)
 
 
 chapter.exercise(
@@ -101,7 +106,8 @@ chapter.exercise(
     functions=(trace.psi_as_printed, trace.psi_as_derived, trace.update),
 )
 def check_4_50(case: Case):
-    """With ψ = −C/α the step is α − η C exactly; with the printed ψ it is another step. Both readings."""
+    """With ψ = −C/α the step is α − η C exactly; with the printed ψ it is another step, in both readings, and so it is with
+    the bracket taken element by element or added up to a number."""
     errors, violations, start = [], [], case.normal(case.E, case.M)
     for toy in (case.toy(), case.toy(toys.Bilinear)):
         w, jacobian = responses.Explicit(toy.phi)(toy.alpha)
@@ -112,7 +118,9 @@ def check_4_50(case: Case):
         errors.append(deviation(printed, -torch.stack([bracket] * case.E)))
         exact = trace.update(start, toy.alpha, trace.psi_as_derived(toy.alpha, C), 0.3)
         errors.append(deviation(exact, start - 0.3 * C))
-        violations.append(deviation(trace.update(start, toy.alpha, printed, 0.3) - start, -0.3 * C))
+        element = einsum("mf,fm->m", L, dw) if len(L) == case.M else bracket
+        for psi in (printed, -element.expand(case.E, -1), -bracket.sum().expand(case.E, 1)):
+            violations.append(deviation(trace.update(start, toy.alpha, psi, 0.3) - start, -0.3 * C))
     return max(errors), min(violations)
 
 
