@@ -245,7 +245,7 @@ class Chain(nn.Sequential):
         layers, self.steps = list(self), []
         while layers:
             layer = layers.pop(0)
-            if _is_signed(layer) and layers and type(layers[0]) is PReLU and len(layers[0].weight) == len(layer.weight):
+            if _is_signed(layer) and layers and type(layers[0]) is PReLU:
                 self.steps += [Sign(-layer.pad_value if layer.padding else 0.0), Signed(layer, layers.pop(0))]
             else:
                 self.steps.append(layer)

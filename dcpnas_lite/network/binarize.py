@@ -26,9 +26,9 @@ def sign(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
 
     NaN stays NaN. The window is torch's own derivative of hardtanh, in reverse and forward mode and as often as need be.
     """
+    value = x.detach().clamp(-1, 0).floor_().mul_(2).add_(1)  # −1 or +1
     end = 1 + torch.finfo(x.dtype).eps  # hardtanh has derivative 0 at its ends: the first numbers beyond ±1
     window = F.hardtanh(x, -end, end)
-    value = x.detach().clamp(-1, 0).floor_().mul_(2).add_(1)  # −1 or +1
     return window.sub_(window.detach()).add_(value)  # 0 + value, with the derivative of the window
 
 
