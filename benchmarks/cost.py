@@ -30,13 +30,13 @@ import dcpnas_lite
 from dcpnas_lite import files
 from dcpnas_lite.data import Data, digits
 from dcpnas_lite.engine import search as loop
-from dcpnas_lite.engine.config import DEFAULTS, SPACES, SearchConfig
+from dcpnas_lite.engine.config import DEFAULTS, SearchConfig
 from dcpnas_lite.engine.distributed import Group
 from dcpnas_lite.method import backtracking
 from dcpnas_lite.method.objectives import kl_gain, nas_loss, network_reconstruction
 from dcpnas_lite.method.tangent import tangent_gradient
 from dcpnas_lite.network.binarize import BinaryConv2d
-from dcpnas_lite.network.supernet import MICRO, Supernet, constant
+from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet, constant
 
 GROWTH = {"channels": (4, 8, 16, 32), "layers": (3, 6, 9, 12), "batch": (16, 32, 64, 128), "edges": (1, 3, 6, 10)}
 
@@ -63,9 +63,9 @@ def unrolled_gradient(net: Supernet, train: tuple, validation: tuple, step: floa
 class Iteration:
     """A search of the given configuration, held at one step of its Child phase."""
 
-    def __init__(self, data: Data | None = None, **changes):
+    def __init__(self, data: Data | None = None, space: Space = MICRO, **changes):
         config = SearchConfig(warmup=0, **changes)
-        self.run = loop._Run(data or digits(), config, None, "cpu", "float32", Group())
+        self.run = loop._Run(data or digits(), config, None, "cpu", "float32", Group(), space)
         self.train, self.validation = self.run.batch("train", 0, 0), self.run.batch("validation", 0, 1)
         self.parent, self.child = self.run.networks["parent"], self.run.networks["child"]
         self.teach()
@@ -157,7 +157,7 @@ def noise() -> Data:
 
 def cost(repeats: int) -> list[list]:
     """The rows of method-cost.csv, on the space of the source with the default search on the digits."""
-    paper = {"space": "paper"} | DEFAULTS["paper"]
+    paper = {"space": PAPER} | DEFAULTS["paper"]
     it = Iteration(**paper)
     binary = [m.weight for m in it.child.modules() if isinstance(m, BinaryConv2d)]
     step = it.run.config.weight_lr
@@ -217,14 +217,8 @@ def growth(repeats: int) -> list[list]:
     for what, values in GROWTH.items():
         found = []
         for value in values:
-            changes = {"layers": 3}
-            if what == "edges":
-                nodes = GROWTH[what].index(value) + 1
-                SPACES["grown"] = dataclasses.replace(MICRO, nodes=nodes)
-                changes |= {"space": "grown"}
-            else:
-                changes |= {what: value}
-            it = Iteration(**changes)
+            grown = {"space": dataclasses.replace(MICRO, nodes=values.index(value) + 1)} if what == "edges" else {what: value}
+            it = Iteration(**({"layers": 3} | grown))
             seconds = timed(it.steps(), repeats)
             memory = kept(it.child, it.run.weight_loss("child", it.train, it.soft["child"][0]))
             found.append([seconds["Parent w"] + seconds["DARTS α"], it.total(seconds), memory])
