@@ -24,6 +24,7 @@ from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import METHODS, SPACES, SearchConfig
 from dcpnas_lite.engine.search import SearchStopped, search
 from dcpnas_lite.method.backtracking import SHAPES, Learned, no_backtracking
+from dcpnas_lite.network import operations
 from dcpnas_lite.network.binarize import BinaryConv2d
 from dcpnas_lite.network.genotype import discretize
 from dcpnas_lite.network.supernet import MICRO, Space, Supernet
@@ -598,6 +599,22 @@ def test_a_checkpoint_knows_its_rule(data, tmp_path):
     for other in (rule, None, lambda step: step.alpha_next):
         with pytest.raises(ValueError, match="search.npz: expected a checkpoint of this rule, got one of another"):
             search(data, config, other, checkpoint=path)
+
+
+def test_a_checkpoint_knows_its_space_and_the_operations_that_are_not_the_sources(data, tmp_path, monkeypatch):
+    path, names = tmp_path / "search.npz", ("none", "skip_connect", "conv")
+    monkeypatch.setitem(operations.REGISTRY, "conv", None)  # taken out again afterwards
+
+    def run(kernel, nodes=2):
+        build = lambda c, stride, *form: torch.nn.Sequential(*operations.convolution(c, c, kernel, *form, stride))  # noqa: E731
+        operations.register("conv", build)
+        return search(data, tiny(rounds=1), checkpoint=path, space=Space("mine", 1, nodes, ("normal",), names))
+
+    first = run(3)
+    assert same(run(3), first)
+    for other in ((5,), (3, 1)):
+        with pytest.raises(ValueError, match="search.npz: expected a checkpoint of this space, got one of another"):
+            run(*other)
 
 
 def test_a_rule_with_state_is_copied_and_goes_on(data, uninterrupted, tmp_path):

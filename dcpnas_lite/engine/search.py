@@ -39,6 +39,7 @@ from ..method import coupling as couplings
 from ..method import objectives, selection, tangent
 from ..method.algorithm10 import TANGENT_BATCHES, TEACHER_STEPS
 from ..network.genotype import Genotype, discretize
+from ..network.operations import OPERATIONS, REGISTRY
 from ..network.seeded import initialised_by
 from ..network.supernet import Space, Supernet, constant
 from . import checkpoint as checkpoints
@@ -214,7 +215,7 @@ class _Run:
         self.rule = config.rule() if rule is None else copy.deepcopy(rule) if hasattr(rule, "state_dict") else rule
         self.identity = {
             "configuration": config.to_json(),
-            "space": repr(self.space),
+            "space": f"{self.space} {identity([REGISTRY[name] for name in self.space.operations if name not in OPERATIONS]):.16}",
             "data": resume.fingerprint(data),
             "precision": precision,
             "rule": identity(self.rule),
