@@ -120,7 +120,7 @@ def main() -> None:
     cells |= {f"random-{k}": random_cell(PAPER, k) for k in RANDOM}
     texts = {name: json.dumps(json.loads(cell.to_json())) for name, cell in cells.items()}
     wanted = [(name, str(seed), "1", texts[name]) for seed in SEEDS for name in cells]
-    rows = rows[[key in wanted for key in keys(rows)]]  # the others belong to a search that is not the one in the tables
+    rows = rows.iloc[[k for k, key in enumerate(keys(rows)) if key in wanted]]  # the others belong to another search
     tasks = [(*key, config) for key in wanted if key not in keys(rows)]
     started = time.perf_counter()
     with files.lock(path), contextlib.closing(jobs.run(tasks, row, options.workers)) as trained:
