@@ -227,6 +227,16 @@ def test_a_discrete_network(cell, binary, layers, size):
     assert list(fast.state_dict()) == list(plain.state_dict()) and fast.size() == plain.size()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("make", [lambda: pair(MICRO, 2)[0], lambda: DiscreteNetwork(PUBLISHED, 4, 2, 3, 2).double().eval()])
+def test_a_trace_computes_what_it_was_made_from(make, fast):
+    net = accelerate(make()) if fast else make()
+    traced = torch.jit.trace(net, images((9, 9)), check_trace=False)
+    x = images((9, 9), seed=1)
+    assert torch.equal(traced(x), net(x)) and not torch.allclose(net(x), net(images((9, 9))))
+
+
 # -- a change of the plain network is seen, one of the reader's own is taken as it is ---------------------------------
 
 
