@@ -210,7 +210,7 @@ def test_gauss_newton_is_exact_where_the_childs_output_is_the_parents():
 
 @pytest.mark.parametrize("curvature", ["hessian", "gauss_newton", "sampled", "rank_one"])
 def test_a_step_against_the_gradient_reduces_d(curvature):
-    """Where Child and Parent agree, −F d is the true direction; the sentence after 4.41, read literally, puts +F and would climb."""
+    """Where Child and Parent agree, −F d is the true direction; the sentence after 4.41, taken literally (+F), climbs."""
     child, alphas, _, parent = setting()
     soft = child(alphas).detach() + 1e-3 * normal(N, CLASSES, seed=9)
     generator = torch.Generator().manual_seed(0)
