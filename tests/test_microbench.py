@@ -457,7 +457,7 @@ def test_wrong_arguments_are_one_line(arguments, message, capsys, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "seeds", "digest"), [("digits", 3, "47859483fae6"), ("fashion_mnist", 1, "f895e23e823e")])
+@pytest.mark.parametrize(("name", "seeds", "digest"), [("digits", 3, "47309a501d56"), ("fashion_mnist", 1, "e9c16b00c681")])
 def test_the_shipped_tables_are_whole_and_of_their_recipe(name, seeds, digest):
     bench = mb.MicroBench.load(name)
     assert not bench.missing(seeds)
@@ -479,7 +479,7 @@ def test_the_fashion_table_has_three_seeds_for_its_top_and_for_random_cells():
 
 def test_a_shipped_row_can_be_counted_again():
     bench, config = mb.MicroBench.load("digits"), mb.RECIPES["digits"].config
-    for cell, bits in ((316, 1), (77, 32)):
+    for cell, bits in ((316, 1), (77, 32), (219, 1)):
         net = DiscreteNetwork(mb.genotype(cell), config.channels, config.layers, 10, 1, bits == 1)
         at = np.flatnonzero((bench.rows["cell"] == cell) & (bench.rows["bits"] == bits))[0]
         found = [bench.rows[c][at] for c in ("one_bit", "real", "size", "binary_operations", "float_operations")]
