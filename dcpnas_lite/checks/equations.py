@@ -22,7 +22,7 @@ from .mutation import score
 from .table import EXACT, KINDS, PROOFS, VERDICTS, WRONG, Check, Equation
 
 __all__ = ["CHAPTERS", "EXACT", "KINDS", "PROOFS", "TABLE", "VERDICTS", "WRONG", "Check", "Equation", "get", "report"]
-__all__ += ["RUNS", "markdown_errata", "markdown_index", "runs"]
+__all__ += ["RUNS", "markdown_errata", "markdown_glance", "markdown_index", "runs"]
 
 CHAPTERS = tuple(
     module.chapter
@@ -91,6 +91,30 @@ def markdown_index() -> str:
             f"| [({e.number})](#{e.anchor}) | {e.title} | {e.kind} | {e.verdict} | {functions} | "
             f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} | {e.proof} | {score(e)} |"
         )
+    return "\n".join(rows)
+
+
+#: What moved between the printed and the derived line of 4.42–4.50, in a few words.
+MOVED = {
+    "4.42": "nothing",
+    "4.43": "nothing; rebuilt from the lines that use it",
+    "4.44": "w becomes the diagonal matrix W",
+    "4.45": "the left side becomes C; α and L̃ change places; w becomes W, differentiated by one entry of α",
+    "4.46": "nothing; under softmax it leaves nothing to correct",
+    "4.47": "nothing",
+    "4.48": "the number of the equation that it belongs to",
+    "4.49": "e′ goes from w's derivative into the contraction α L̃, and m stays free",
+    "4.50": "the bracket, one number for all, becomes a full ψ = −C/α",
+}
+
+
+def markdown_glance() -> str:
+    """The derivation, 4.42–4.50, as a Markdown table: printed line, verdict, derived line, what moved between the two."""
+    rows = ["| Eq. | As printed | Verdict | As derived | What moved |", "|" + "---|" * 5]
+    for number, moved in MOVED.items():
+        e = get(number)
+        derived = f"${e.derived}$" if e.derived else "the same"
+        rows.append(f"| [({number})](#{e.anchor}) | ${e.printed}$ | {e.verdict} | {derived} | {moved} |")
     return "\n".join(rows)
 
 
