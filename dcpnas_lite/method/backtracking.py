@@ -100,12 +100,12 @@ def weight_norms(network: Supernet, cell_type: str) -> Float[Tensor, " M"]:
         if REGISTRY[name].size is None:
             for conv in op.modules():
                 if isinstance(conv, BinaryConv2d | nn.Conv2d):
-                    kernels.setdefault(conv.weight.shape, []).append((m, conv.weight))
+                    kernels.setdefault((isinstance(conv, BinaryConv2d), conv.weight.shape), []).append((m, conv.weight))
     total = count * torch.tensor([REGISTRY[name].size or 0.0 for name in operations])
-    for pairs in kernels.values():  # all kernels of one shape at once
+    for (binary, _), pairs in kernels.items():  # all kernels of one kind and shape at once
         owners, weights = zip(*pairs, strict=True)
         w = torch.stack(weights).detach().flatten(2)  # (kernels, C_out, weights of a channel)
-        if network.binary:
+        if binary:
             w = w.abs().mean(2, keepdim=True).expand_as(w)  # ‖β ∘ sign(w)‖² needs no sign
         total.index_add_(0, torch.tensor(owners), w.square().sum((1, 2)).to(total))
     return total / count.clamp(min=1)

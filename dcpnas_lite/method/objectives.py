@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..network.binarize import BinaryConv2d, reconstruction_error, scale
+from ..network import binarize
+from ..network.binarize import BinaryConv2d, reconstruction_error
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -43,14 +44,16 @@ def binary_pairs(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
 
 
 def network_reconstruction(network: nn.Module) -> Tensor:
-    """L_R of a network whose scales are all β = mean |w|: reconstruction_loss(binary_pairs(network)), the convolutions of
-    one shape computed as one."""
+    """L_R of a network: reconstruction_loss(binary_pairs(network)), the convolutions of one shape with β = mean |w| as one."""
     shapes: dict[torch.Size, list[Tensor]] = {}
+    learned = []
     for module in network.modules():
-        if isinstance(module, BinaryConv2d):
+        if isinstance(module, BinaryConv2d) and module.learned_beta is not None:
+            learned.append((module.weight, module.beta()))
+        elif isinstance(module, BinaryConv2d):
             shapes.setdefault(module.weight.shape, []).append(module.weight)
     groups = [torch.cat(group) for group in shapes.values()]
-    return reconstruction_loss((w, scale(w)) for w in groups)
+    return reconstruction_loss([*((w, binarize.scale(w)) for w in groups), *learned])
 
 
 def cp_nas_loss(gain: Tensor, reconstruction: Tensor, mu: float) -> Tensor:
