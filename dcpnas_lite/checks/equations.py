@@ -109,12 +109,12 @@ MOVED = {
 
 
 def markdown_glance() -> str:
-    """The derivation, 4.42–4.50, as a Markdown table: printed line, verdict, derived line, what moved between the two."""
-    rows = ["| Eq. | As printed | Verdict | As derived | What moved |", "|" + "---|" * 5]
+    """The derivation, 4.42–4.50, as a Markdown table: printed line above derived line, verdict, what moved between the two."""
+    rows = ["| Eq. | As printed; below it, as derived | Verdict | What moved |", "|" + "---|" * 4]
     for number, moved in MOVED.items():
         e = get(number)
-        derived = f"${e.derived}$" if e.derived else "the same"
-        rows.append(f"| [({number})](#{e.anchor}) | ${e.printed}$ | {e.verdict} | {derived} | {moved} |")
+        lines = "<br>".join(f"${line}$" for line in (e.printed, e.derived) if line)
+        rows.append(f"| [({number})](#{e.anchor}) | {lines} | {e.verdict} | {moved} |")
     return "\n".join(rows)
 
 
