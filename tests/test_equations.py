@@ -197,3 +197,9 @@ def test_a_changed_line_reaches_check_and_exercise(monkeypatch):
     assert lab.check("4.50 update", trace.update)
     with pytest.raises(lab.CheckFailed, match="^4.50 update: wrong value"):
         lab.check("4.50 update", right)
+
+
+def test_the_derivation_at_a_glance_has_its_nine_lines():
+    assert list(equations.MOVED) == [f"4.{n}" for n in range(42, 51)]
+    page = equations.markdown_glance()
+    assert page.count("\n") == 10 and all(f"eq-4-{n})" in page for n in range(42, 51))
