@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NUMERIC = """
     backtracking binarize coupling derivation equations exercises objectives operations selection supernet tangent training
 """
-SEARCHES = "07 08 10 11"  # chapters that search or train and print what came of it
+SEARCHES = "07 08 10 11", "backtracking coupling objectives selection tangent training"  # chapters and tests that search or train
 # What the libraries below numpy and torch ask for: convolutions, matrix products of torch, of numpy, threads.
 LIBRARIES = "ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS OPENBLAS_CORETYPE OMP_NUM_THREADS".split()
 OLD = dict(zip(LIBRARIES, ("SSE41", "SSE4_2", "Nehalem", "1"), strict=True))
@@ -53,13 +53,13 @@ def main() -> int:
     chosen = passes(*probe({})) if platform.machine().lower() in ("x86_64", "amd64") else []
     if not chosen:
         print("other processors: nothing to switch off on this one")
-    tests = [f"tests/test_{name}.py" for name in NUMERIC.split()]
     for number, (name, environment, expected) in enumerate(chosen):
         if probe(environment) != expected:
             print(f"other processors: expected {expected} under {environment}, got {probe(environment)}", file=sys.stderr)
             return 1
-        chapters = SEARCHES.split() if number else [""]  # all of them once, those that search under every setting
-        notebooks = [str(path) for start in chapters for path in sorted((ROOT / "book").glob(f"{start}*.ipynb"))]
+        chapters, names = SEARCHES if number else ("", NUMERIC)  # all of them once, those that search under every setting
+        tests = [f"tests/test_{name}.py" for name in names.split()]
+        notebooks = [str(path) for start in chapters.split() or [""] for path in sorted((ROOT / "book").glob(f"{start}*.ipynb"))]
         options = "--nbval --nbval-current-env -q -n 2 --no-loadscope-reorder -p no:cacheprovider".split()
         command = [sys.executable, "-m", "pytest", *options, *notebooks, *tests]
         start = time.perf_counter()
