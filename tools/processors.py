@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NUMERIC = """
-    backtracking binarize coupling derivation equations exercises objectives operations selection supernet tangent training
-"""
+# The table of the equations runs in the notebook of the index.
+NUMERIC = "backtracking binarize coupling derivation objectives operations selection supernet tangent training"
 SEARCHES = "07 08 10 11", "backtracking coupling objectives selection tangent training"  # chapters and tests that search or train
 # What the libraries below numpy and torch ask for: convolutions, matrix products of torch, of numpy, threads.
 LIBRARIES = "ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS OPENBLAS_CORETYPE OMP_NUM_THREADS".split()
