@@ -29,10 +29,16 @@ print(torch.backends.cpu.get_cpu_capability())
 """
 
 
+def under(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a run; what is switched off already stays so."""
+    off = " ".join(e.get("NPY_DISABLE_CPU_FEATURES", "") for e in (os.environ, environment)).replace(",", " ").split()
+    return os.environ | environment | ({"NPY_DISABLE_CPU_FEATURES": " ".join(sorted(set(off)))} if off else {})
+
+
 def probe(environment: dict[str, str]) -> tuple[set[str], str]:
     """What numpy's dispatch has beyond its baseline, and torch's capability, under an environment."""
     command = [sys.executable, "-W", "error", "-c", PROBE]
-    run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(command, env=under(environment), capture_output=True, text=True, check=True)
     features, capability = run.stdout.split("\n")[:2]
     return set(features.split()), capability
 
@@ -62,7 +68,7 @@ def main() -> int:
         options = "--nbval --nbval-current-env -q -n 2 --no-loadscope-reorder -p no:cacheprovider".split()
         command = [sys.executable, "-m", "pytest", *options, *notebooks, *tests]
         start = time.perf_counter()
-        run = subprocess.run(command, cwd=ROOT, env=os.environ | environment)
+        run = subprocess.run(command, cwd=ROOT, env=under(environment))
         print(f"other processors: {name}, {len(notebooks)} notebooks and {len(tests)} files of tests, "
               f"{time.perf_counter() - start:.0f} s", flush=True)
         if run.returncode:
