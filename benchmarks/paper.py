@@ -26,8 +26,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dcpnas_lite import __main__ as command_line
 from dcpnas_lite import files
+from dcpnas_lite.__main__ import main as run_command
+from dcpnas_lite.commands.folder import read_genotype
 from dcpnas_lite.data import digits
 from dcpnas_lite.engine import checkpoint, jobs
 from dcpnas_lite.engine.config import SearchConfig
@@ -65,7 +66,7 @@ def perturbed(run: Path) -> Genotype:
         child = accelerate(Supernet(PAPER, config.channels, config.layers, len(data.classes), data.channels, binary=True))
         child.load_state_dict(state["networks"]["child"])
         files.write(path, read_cell(child, data.validation, "perturbation").to_json() + "\n")
-    return command_line.read_genotype(path)
+    return read_genotype(path)
 
 
 def row(task: tuple[str, str, str, str, dict]) -> str:
@@ -111,11 +112,11 @@ def main() -> None:
     path = options.tables / "paper-cells.csv"
     recipe = "# " + json.dumps({"data": "digits"} | dataclasses.asdict(TrainConfig(**config)) | {"seed": "column"})
     rows = read(path, recipe)
-    if command_line.main(search):
+    if run_command(search):
         raise SystemExit(1)
     ship(options.run, options.tables / "paper-digits")
 
-    found = command_line.read_genotype(options.run / "genotype.json")
+    found = read_genotype(options.run / "genotype.json")
     cells = {"found": found, "perturbed": perturbed(options.run), "published": PUBLISHED}
     cells |= {f"random-{k}": random_cell(PAPER, k) for k in RANDOM}
     texts = {name: json.dumps(json.loads(cell.to_json())) for name, cell in cells.items()}

@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 
 from dcpnas_lite import files
-from dcpnas_lite.__main__ import guarded, main, parse_seeds, parser, read_summary, settings
+from dcpnas_lite.__main__ import main, parse
+from dcpnas_lite.commands.folder import read_summary
+from dcpnas_lite.commands.search import settings
+from dcpnas_lite.commands.seeds import parse_seeds
+from dcpnas_lite.commands.shared import guarded
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.network.genotype import Genotype
 
@@ -350,7 +354,7 @@ LARGE = dict(space="paper", seed=3, layers=3, rounds=5, tangent_every=2)
 )  # fmt: skip
 def test_defaults_follow_space_and_data(space, data, given, expected):
     command = ["search", "--out", "x", "--space", space, "--data", data, "--seed", "3", *given]
-    config, made_by = settings(parser().parse_args(command), "0123")
+    config, made_by = settings(parse(command), "0123")
     assert config == expected
     rest = {"root": None, "images": "0123", "precision": "float32", "search": dataclasses.asdict(config)}
     assert made_by == {"data": data, **rest}

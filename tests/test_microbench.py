@@ -38,7 +38,7 @@ TINY = mb.Recipe("digits", {"size": 8}, TrainConfig(channels=2, layers=1, epochs
 BUILD = """
 import argparse
 import dcpnas_lite.evaluation.microbench as mb
-from dcpnas_lite.__main__ import guarded
+from dcpnas_lite.commands.shared import guarded
 from dcpnas_lite.evaluation.training import TrainConfig
 def build(args):
     recipe = mb.Recipe("digits", {{"size": 8}}, TrainConfig(channels=2, layers=1, epochs=1, batch=512))

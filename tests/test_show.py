@@ -16,7 +16,8 @@ import torch
 
 import dcpnas_lite
 from dcpnas_lite import files
-from dcpnas_lite.__main__ import SETTINGS, main
+from dcpnas_lite.__main__ import main
+from dcpnas_lite.commands.folder import SETTINGS
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize, random_cell
 from dcpnas_lite.network.operations import OPERATIONS

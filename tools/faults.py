@@ -43,8 +43,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dcpnas_lite import __main__ as command_line
 from dcpnas_lite import data
+from dcpnas_lite.__main__ import main as run_command
+from dcpnas_lite.commands import folder as search_folder
 from dcpnas_lite.engine import checkpoint
 from dcpnas_lite.evaluation import microbench
 from dcpnas_lite.evaluation import table as table_form
@@ -92,9 +93,9 @@ def formats(folder: Path) -> list[Format]:
     """One small file of each format."""
     run = folder / "run"
     with contextlib.redirect_stdout(io.StringIO()):
-        if command_line.main(["search", "--quiet", "--out", str(run), *(f"--set={change}" for change in SEARCH)]):
+        if run_command(["search", "--quiet", "--out", str(run), *(f"--set={change}" for change in SEARCH)]):
             raise SystemExit(1)
-    made_by = command_line.read_run(run)
+    made_by = search_folder.read_run(run)
 
     table = folder / "table.csv"
     recipe = microbench.Recipe("digits", {"size": 8}, TrainConfig(channels=2, layers=1, epochs=1, batch=512))
@@ -134,13 +135,13 @@ def formats(folder: Path) -> list[Format]:
     images, labels, *_ = digests
     return [
         Format("checkpoint.npz", run / "checkpoint.npz", lambda: checkpoint.load(run / "checkpoint.npz")),
-        Format("config.json", run / "config.json", lambda: command_line.finished(run, made_by)),
-        Format("genotype.json", run / "genotype.json", lambda: command_line.finished(run, made_by)),
-        Format("summary.json", run / "summary.json", lambda: command_line.read_summary(run)),
+        Format("config.json", run / "config.json", lambda: search_folder.finished(run, made_by)),
+        Format("genotype.json", run / "genotype.json", lambda: search_folder.finished(run, made_by)),
+        Format("summary.json", run / "summary.json", lambda: search_folder.read_summary(run)),
         Format("history.npz", run / "history.npz", lambda: FinishedSearch.load(run)),
         Format("config.json, shown", run / "config.json", lambda: FinishedSearch.load(run)),
         Format("genotype.json, shown", run / "genotype.json", lambda: FinishedSearch.load(run), checksum=False),
-        Format("genotype.json, alone", run / "genotype.json", lambda: command_line.read_genotype(run / "genotype.json"),
+        Format("genotype.json, alone", run / "genotype.json", lambda: search_folder.read_genotype(run / "genotype.json"),
                checksum=False),
         Format("micro table", table, lambda: microbench.MicroBench.load(table), subset),
         Format("micro table, packed", packed, lambda: vars(microbench.MicroBench.load(packed))),

@@ -1,33 +1,36 @@
-"""The command `python -m dcpnas_lite microbench`: build, pack, show and check a micro table. Owns no equation."""
+"""python -m dcpnas_lite microbench: build, pack, show and check a micro table, the accuracies of all 512 micro cells."""
 
 from __future__ import annotations
 
+import argparse
 import math
 
 import numpy as np
 
-from .build import build, train_cell
-from .cells import operations
-from .microbench import MicroBench
-from .table import RECIPES, Recipe, pack
+from ..evaluation.build import build, train_cell
+from ..evaluation.cells import operations
+from ..evaluation.microbench import MicroBench
+from ..evaluation.table import RECIPES, Recipe, pack
+from .shared import torch_device
 
 
-def add_arguments(parser) -> None:
+def add_arguments(p: argparse.ArgumentParser) -> None:
     """The arguments of `python -m dcpnas_lite microbench`."""
-    parser.add_argument("action", choices=("build", "pack", "show", "check"))
-    parser.add_argument("--data", default="digits", choices=tuple(RECIPES))
-    parser.add_argument("--seeds", type=int, default=3, help="build: trainings of each cell")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--out", help="build: the table, default runs/microbench-DATA.csv; pack: its compressed form")
-    parser.add_argument("--table", metavar="FILE", help="pack, show, check: a table that was built, not that of DATA")
-    parser.add_argument("--root", help="folder with the files of the data set")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--count", type=int, default=8, help="show: how many of the best; check: how many random cells")
-    parser.add_argument("--seed", type=int, default=0, help="check: draws the cells")
+    p.add_argument("action", choices=("build", "pack", "show", "check"))
+    p.add_argument("--data", default="digits", choices=tuple(RECIPES))
+    p.add_argument("--seeds", type=int, default=3, help="build: trainings of each cell")
+    p.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    p.add_argument("--out", help="build: the table, default runs/microbench-DATA.csv; pack: its compressed form")
+    p.add_argument("--table", metavar="FILE", help="pack, show, check: a table that was built, not that of DATA")
+    p.add_argument("--root", help="folder with the files of the data set")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--count", type=int, default=8, help="show: how many of the best; check: how many random cells")
+    p.add_argument("--seed", type=int, default=0, help="check: draws the cells")
 
 
-def main(args) -> int:
+def main(args: argparse.Namespace) -> int:
     """Run `python -m dcpnas_lite microbench` with parsed arguments."""
+    torch_device(args.device)
     for name in ("seeds", "count"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
