@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -16,8 +17,14 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import nbformat
 import pytest
+import torch
 import yaml
 from bs4 import BeautifulSoup
+from scipy.stats import spearmanr
+
+from dcpnas_lite import MicroBench
+from dcpnas_lite.derivation import trace
+from dcpnas_lite.evaluation.microbench import CELLS, operations
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
@@ -275,3 +282,214 @@ def test_the_front_page_leads_in_and_search_works_offline(visit):
     page.wait_for_url("**/intro.html")
     page = visit("search.html?q=tangent")
     page.wait_for_selector("#search-results li a")
+
+
+# The index bench and the micro table
+
+
+def heat_maps(page, within: str) -> list[torch.Tensor]:
+    rows = "tables => tables.map(t => [...t.rows].map(r => [...r.cells].map(c => Number(c.dataset.value))))"
+    return [torch.tensor(table, dtype=torch.float64) for table in page.eval_on_selector_all(f"{within} table.heat", rows)]
+
+
+def figure(page, name: str) -> float:
+    return float(page.get_attribute(f"#bench-{name}", "data-value"))
+
+
+def set_sizes(page, E: int, M: int) -> None:
+    for name, value in (("E", E), ("M", M)):
+        page.fill(f"#bench-{name}", str(value))
+
+
+def coupling_by_autograd(alpha, factor, dw):
+    """dL/dα less ∂L/∂α at fixed w, for L = Σ L̃[m, e] α[e, m] w_m and w_m = Σ_e dw[e, m] α[e, m] + 0.7: what the page says."""
+
+    def loss(alpha, w):
+        return (factor.T * alpha * w).sum()
+
+    alpha = alpha.clone().requires_grad_()
+    w = (dw * alpha).sum(0) + 0.7
+    (total,) = torch.autograd.grad(loss(alpha, w), alpha, retain_graph=True)
+    (direct,) = torch.autograd.grad(loss(alpha, w.detach()), alpha)
+    return total - direct
+
+
+def test_the_index_bench_computes_what_the_package_computes(visit):
+    page, draw = visit("index-bench.html"), random.Random(0)
+    signs, compared = set(), Counter()
+    for number in range(20):
+        edges, ops = draw.sample("efgabc", 2), draw.sample("imkxyz", 2)
+        names = [draw.choice(edges), draw.choice(ops), draw.choice(ops), draw.choice(edges), draw.choice(edges), draw.choice(ops)]
+        used = sorted(set(names))
+        output = "".join(draw.sample(used, draw.randint(0, 2)))
+        string = "{}{},{}{},{}{}->".format(*names) + output
+        E, M = draw.randint(1, 14), draw.randint(1, 8)
+        set_sizes(page, E, M)
+        page.select_option("#bench-signs", index=number % 2)
+        page.click("text=other numbers")
+        page.fill("#bench-string", string)
+        alpha, factor, dw = heat_maps(page, "#index-bench details")
+        assert (alpha.shape, factor.shape, dw.shape) == ((E, M), (M, E), (E, M))
+        signs.add((number % 2, (alpha < 0).any().item()))
+        want, maps = torch.einsum(string, alpha, factor, dw), heat_maps(page, "#index-bench > .heat-row")
+        kinds = ["E" if letter in edges else "M" for letter in output]
+        sizes = ", ".join(str(E if kind == "E" else M) for kind in kinds)
+        assert page.inner_text("#bench-shape") == f"({', '.join(kinds)}) = ({sizes})"
+        assert torch.allclose(maps[0].flatten(), want.flatten(), rtol=1e-12, atol=1e-12), string
+        if len(set(kinds)) < len(kinds):  # two edges or two operations: no counterpart
+            assert len(maps) == 1 and not page.query_selector("#bench-error")
+            compared["none"] += 1
+            continue
+        C = coupling_by_autograd(alpha, factor, dw)
+        assert torch.allclose(C, trace.coupling(torch.diag(factor @ alpha), trace.response_slices(dw)))
+        exact = {"EM": C, "ME": C.T, "E": C.sum(1), "M": C.sum(0), "": C.sum()}["".join(kinds)]
+        assert torch.allclose(maps[1].flatten(), exact.flatten(), rtol=1e-12, atol=1e-12), string
+        norms = want.norm() * exact.norm()
+        assert figure(page, "error") == pytest.approx(((want - exact).norm() / exact.norm()).item(), rel=1e-9, abs=1e-12)
+        assert figure(page, "cosine") == pytest.approx(((want * exact).sum() / norms).item(), rel=1e-9, abs=1e-12)
+        compared["".join(kinds)] += 1
+    assert {(0, False), (1, True)} <= signs and min(compared[k] for k in ("EM", "ME", "E", "M", "", "none")) >= 1, compared
+
+
+def test_the_buttons_of_the_bench_are_the_functions_of_the_package(visit):
+    """The lines by name, on chapter 7's toy and its figures, by keyboard alone; and on another size."""
+    page = visit("index-bench.html")
+    functions = {
+        "4.49": lambda a, L, d: trace.trace_components(a, L, d),
+        "slip 1 mended": lambda a, L, d: torch.trace(a @ L) * d.sum(1),
+        "slip 2 mended": lambda a, L, d: (a * (L @ d).diagonal()).sum(1),
+        "4.49′": lambda a, L, d: trace.coupling(torch.diag(L @ a), trace.response_slices(d)),
+        "4.50": lambda a, L, d: -trace.psi_as_printed(L, d) * a,
+    }
+    functions["4.50′"] = lambda a, L, d: -trace.psi_as_derived(a, functions["4.49′"](a, L, d)) * a
+    assert page.eval_on_selector_all(".bench-buttons button", "all => all.map(b => b.textContent)") == list(functions)
+    errors = {}
+    for sizes in ((3, 4), (5, 2)):
+        set_sizes(page, *sizes)
+        page.focus("#bench-string")
+        for name, function in functions.items():
+            page.keyboard.press("Tab")
+            page.keyboard.press("Enter")
+            tensors = heat_maps(page, "#index-bench details")
+            maps, want = heat_maps(page, "#index-bench > .heat-row"), function(*tensors)
+            assert torch.allclose(maps[0].flatten(), want.flatten(), rtol=1e-12, atol=1e-12), name
+            if want.ndim == 2:
+                assert torch.allclose(maps[2], -want / tensors[0], rtol=1e-12, atol=1e-12)
+            assert name.split()[0] in page.inner_text(".bench-line") or "slip" in name
+            assert page.get_attribute(".bench-line a", "href").startswith("07-from-trace-to-update.html#")
+            errors[sizes, name] = page.inner_text("#bench-error")
+    assert [errors[(3, 4), name] for name in ("4.49", "slip 1 mended")] == ["1.53", "2.73"]  # as chapter 7 prints them
+    assert errors[(3, 4), "4.49′"] == errors[(3, 4), "4.50′"] == errors[(5, 2), "4.49′"] == "0"
+    assert all(error != "0" for (_, name), error in errors.items() if "′" not in name)
+    set_sizes(page, 1, 4)
+    page.click("text=slip 2 mended")
+    assert page.inner_text("#bench-error") == "0"
+
+
+def test_the_bench_links_to_what_the_book_has():
+    script = (ROOT / "book" / "_static" / "index-bench.js").read_text(encoding="utf8")
+    assert len(script.splitlines()) < 400
+    links = re.findall(r'(?:page: "([\w.-]+)", )?link: "#([\w-]+)"', script)
+    assert len(links) == 9
+    for page, fragment in links:
+        assert soup(HTML / (page or "07-from-trace-to-update.html")).find(id=fragment), fragment
+
+
+@pytest.mark.parametrize(
+    "string, line",
+    [
+        ("xa,ab,by->x", "4.49 as printed"),  # other letters, the same line
+        (" Em, mF ,Fm → E ", "4.49 with one operation m"),
+        ("fm,mf,em->e", "4.49′ added up over the operations"),
+        ("em,mf,fm->em", "4.50 with its bracket read element by element"),
+        ("ei,if,fm->em", "4.48"),
+        ("fm,mf,em->me", "The factors of “4.49′” with other letters free"),
+        ("em,me,em->em", "No line of the book"),
+    ],
+)
+def test_the_bench_names_the_line(visit, string, line):
+    page = visit("index-bench.html")
+    page.fill("#bench-string", string)
+    assert line in page.inner_text(".bench-line")
+
+
+@pytest.mark.parametrize(
+    "string, message",
+    [
+        ("", "Write one arrow"),
+        ("ei,if,fm", "Write one arrow"),
+        ("ei,if->e", "Three factors are needed, separated by commas: α, L̃, ∂w/∂α. There are 2."),
+        ("ei,if,fm->e,m", "no comma after the arrow"),
+        ("ei,if,f1->e", "“1” is no index"),
+        ("eim,if,fm->e", "α has two axes (edge, operation); the string gives it 3 letters."),
+        ("ei,ie,fe->e", "“e” counts edges in α and operations in ∂w/∂α: one letter, one meaning."),
+        ("ee,if,fm->e", "“e” counts edges in α and operations in α"),
+        ("ei,if,fm->k", "“k” stays free, but no factor carries it."),
+        ("ei,if,fm->ee", "“e” stands twice after the arrow."),
+    ],
+)
+def test_the_bench_says_in_a_line_what_is_wrong(visit, string, message):
+    page = visit("index-bench.html")
+    page.fill("#bench-string", string)
+    assert message in page.inner_text("#bench-verdict") and len(page.query_selector_all("#bench-verdict p")) == 1
+    assert page.get_attribute("#bench-string", "aria-invalid") == "true"
+    page.fill("#bench-string", "ei,if,fm->e")
+    assert page.get_attribute("#bench-string", "aria-invalid") is None and page.query_selector("#bench-error")
+
+
+def shown_cell(page) -> list[dict]:
+    return page.eval_on_selector_all("#micro-table tr[data-rank]", "rows => rows.map(r => ({...r.dataset}))")
+
+
+def test_the_micro_table_shows_what_the_package_holds(visit):
+    page, draw = visit("index-bench.html"), random.Random(0)
+    for name in ("digits", "fashion_mnist"):
+        bench = MicroBench.load(name)
+        page.select_option("#micro-data", name)
+        assert page.eval_on_selector_all("#micro-table figure", "all => all.filter(f => f.checkVisibility()).length") == 1
+        page.click("text=best 1-bit cell")
+        assert float(shown_cell(page)[0]["accuracy"]) == bench.accuracy(bench.top(1)[0]) and shown_cell(page)[0]["rank"] == "1"
+        for cell in draw.sample(range(CELLS), 15):
+            for place, operation in enumerate(operations(cell)):
+                page.select_option(f"#micro-{place}", operation)
+            for row, bits in zip(shown_cell(page), (1, 32), strict=True):
+                mean = bench.mean[bits, "test"]
+                assert float(row["accuracy"]) == bench.accuracy(cell, bits) and int(row["size"]) == bench.size(cell, bits)
+                assert float(row["percentile"]) == pytest.approx(bench.percentile(cell, bits), abs=1e-9)
+                assert int(row["rank"]) == 1 + (mean > mean[cell]).sum()
+
+
+def test_what_the_page_says_about_the_cells():
+    for name, digit in (("digits", 0.1), ("fashion_mnist", 0.5)):
+        bench = MicroBench.load(name)
+        assert round(spearmanr(bench.mean[1, "test"], bench.mean[32, "test"]).statistic, 1) == digit
+        assert bench.top(1, 1) != bench.top(1, 32)
+        assert (bench.mean[1, "test"] < bench.mean[32, "test"]).mean() > 0.97
+
+
+def test_the_figures_work_by_touch_on_a_phone(browser, site):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(f"{site}/index-bench.html")
+    for button in page.query_selector_all(".bench button, .bench select, .bench label, #bench-string"):
+        assert button.bounding_box()["height"] >= 44
+    page.tap("text=slip 1 mended")
+    assert page.inner_text("#bench-error") == "2.73"
+    set_sizes(page, 14, 8)
+    page.tap("text=4.49′ >> nth=-1")
+    dot = page.locator('#micro-table figure:visible circle[data-cell="7"]')
+    dot.scroll_into_view_if_needed()
+    box = dot.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert page.inner_text("#micro-table .bench-verdict p").startswith("Cell 7: none, none, sep_conv_5x5")
+    assert overflow(page) <= 0
+    context.close()
+
+
+def test_without_scripts_there_is_a_picture(browser, site):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site}/index-bench.html")
+    assert page.locator("#index-bench table.heat").count() == 4
+    assert page.locator("#index-bench td >> text=8.59").is_visible() and page.locator("#micro-table svg").count() == 2
+    context.close()
