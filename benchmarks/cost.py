@@ -29,10 +29,10 @@ from torch.func import functional_call
 import dcpnas_lite
 from dcpnas_lite import files
 from dcpnas_lite.data import Data, digits
-from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import DEFAULTS, SearchConfig
-from dcpnas_lite.engine.distributed import Group
+from dcpnas_lite.engine.run import SearchRun
 from dcpnas_lite.method import backtracking
+from dcpnas_lite.method.algorithm10 import TEACHER_STEPS
 from dcpnas_lite.method.objectives import kl_gain, nas_loss, network_reconstruction
 from dcpnas_lite.method.tangent import tangent_gradient
 from dcpnas_lite.network.binarize import BinaryConv2d
@@ -65,7 +65,7 @@ class Iteration:
 
     def __init__(self, data: Data | None = None, space: Space = MICRO, **changes):
         config = SearchConfig(warmup=0, **changes)
-        self.run = loop._Run(data or digits(), config, None, "cpu", "float32", Group(), space)
+        self.run = SearchRun(data or digits(), config, space=space)
         self.train, self.validation = self.run.batch("train", 0, 0), self.run.batch("validation", 0, 1)
         self.parent, self.child = self.run.networks["parent"], self.run.networks["child"]
         self.teach()
@@ -107,7 +107,7 @@ class Iteration:
 
     def shares(self, seconds: dict[str, float]) -> tuple[float, float]:
         """Seconds of the soft targets and of the Parent's tangent direction, for each of the steps they serve."""
-        return seconds["soft targets"] / loop.TEACHER_STEPS, seconds["phase"] / self.run.config.steps
+        return seconds["soft targets"] / TEACHER_STEPS, seconds["phase"] / self.run.config.steps
 
     def child_alpha(self, seconds: dict[str, float]) -> float:
         """Mean seconds of the Child's architecture steps."""

@@ -18,8 +18,8 @@ from tables_gpu import widen
 
 from dcpnas_lite.data import batches
 from dcpnas_lite.engine.config import SearchConfig
-from dcpnas_lite.engine.search import TANGENT_BATCHES, TEACHER_STEPS
 from dcpnas_lite.method import backtracking as rules
+from dcpnas_lite.method.algorithm10 import TANGENT_BATCHES, TEACHER_STEPS
 from dcpnas_lite.method.selection import SELECTION_IMAGES
 from dcpnas_lite.method.tangent import distance_slope
 from dcpnas_lite.network.binarize import BinaryConv2d
@@ -227,7 +227,7 @@ def searches(data, configs: list[SearchConfig], device: str, each_round=None, pr
                 n = round_ * first.steps + step
                 (x, y), (vx, vy) = batch("train", n, 0), batch("validation", n, 1)
                 current = alpha[name].to(device)
-                if teach and not soft:  # as `_Run.soft_targets`
+                if teach and not soft:  # as `SearchRun.soft_targets`
                     steps = range(n, n + min(TEACHER_STEPS, first.steps - step))
                     sources = [("train", 0), ("validation", 1)][: 1 + (round_ >= first.warmup)]
                     images = [batch(split, m, salt)[0] for m in steps for split, salt in sources]

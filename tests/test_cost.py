@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from dcpnas_lite.data import digits
-from dcpnas_lite.engine import search as loop
 from dcpnas_lite.engine.config import SearchConfig
-from dcpnas_lite.engine.distributed import Group
+from dcpnas_lite.engine.run import SearchRun
 from dcpnas_lite.engine.search import search
 from dcpnas_lite.method import objectives, tangent
+from dcpnas_lite.method.algorithm10 import TEACHER_STEPS
 from dcpnas_lite.method.coupling import one_step_coupling
 from dcpnas_lite.method.objectives import nas_loss
 from dcpnas_lite.network.supernet import MICRO, Supernet, constant
@@ -93,7 +93,7 @@ def test_memory_does_not_grow_with_the_steps():
 def test_soft_targets_of_several_steps_are_computed_at_once_by_the_fixed_parent(monkeypatch):
     """A Child phase of 6 steps asks the Parent twice, for four steps and for two; in a warmup round for training images alone."""
     config = SearchConfig(channels=2, layers=1, rounds=2, steps=6, warmup=1, batch=8)
-    run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
+    run = SearchRun(digits(size=8), config)
     asked, answers, used = [], [], []
     parent, gain = run.networks["parent"], objectives.kl_gain
     forward = parent.forward
@@ -115,14 +115,14 @@ def test_soft_targets_of_several_steps_are_computed_at_once_by_the_fixed_parent(
         for steps in blocks
     ]
     assert len(asked) == 4 and all(torch.equal(got, want) for got, want in zip(asked, images, strict=True))
-    assert loop.TEACHER_STEPS == 4 and len(used) == 6 + 2 * 6 and not any(t.requires_grad for t in used)
+    assert TEACHER_STEPS == 4 and len(used) == 6 + 2 * 6 and not any(t.requires_grad for t in used)
     assert all(torch.equal(got, want) for got, want in zip(used, answers, strict=True))
 
 
 def test_lazy_tangent_enters_every_so_many_steps_with_as_many_times_lambda(monkeypatch):
     """Gradients of −G + λ D in the first and third step and of −G alone between them, for λ = 0.5 taken every 2 steps."""
     config = SearchConfig(channels=2, layers=1, rounds=1, steps=4, warmup=0, batch=8, lam=0.5, tangent_every=2)
-    run = loop._Run(digits(size=8), config, None, "cpu", "float32", Group())
+    run = SearchRun(digits(size=8), config)
     terms, gradients = [], []
     original, step = tangent.loss_gradient, run.alpha_optimizers["child"].step
 

@@ -45,7 +45,7 @@ for name, job in jobs.items():
     config = SearchConfig(space="small", channels=4, layers=1, warmup=0, tau=3, **dict(rounds=2, batch=8) | job["config"])
     seen = []
 
-    class Watched(loop._Run):
+    class Watched(loop.SearchRun):
         def batch(self, *arguments):
             batch = super().batch(*arguments)
             seen.append(batch[0].flatten(1).sum(1))
@@ -62,13 +62,13 @@ for name, job in jobs.items():
     try:
         file = job.get("file", name)
         path = folder / f"{file}.pt" if rank == 0 else folder / "nowhere" / "x.pt"  # only process 0 needs the folder
-        original, loop._Run = loop._Run, Watched
+        original, loop.SearchRun = loop.SearchRun, Watched
         result = loop.search(data, config, rule, callback, progress=job.get("bar", False), checkpoint=path, save_every=3)
         out = {**result.history, "final": result.alphas["normal"].numpy(), "seen": torch.stack(seen).numpy()}
     except (loop.SearchStopped, ValueError, RuntimeError, FloatingPointError) as error:
         out = {"error": np.array(f"{type(error).__name__}: {error}")}
     finally:
-        loop._Run = original
+        loop.SearchRun = original
     np.savez(folder / f"{name}-{size}-{rank}.npz", **out)
 """
 

@@ -383,7 +383,8 @@ def test_scaled_prelu_in_every_mode(with_bias):
 
 def test_fast_is_what_a_search_runs():
     from dcpnas_lite.data import digits
-    from dcpnas_lite.engine import search
+    from dcpnas_lite.engine.config import SearchConfig
+    from dcpnas_lite.engine.run import SearchRun
 
-    nets = search._Run(digits(size=8), search.SearchConfig(channels=2, layers=1), None, "cpu", "float32", search.Group()).networks
+    nets = SearchRun(digits(size=8), SearchConfig(channels=2, layers=1)).networks
     assert {type(net) for net in nets.values()} == {FastSupernet}

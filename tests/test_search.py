@@ -553,7 +553,7 @@ def test_a_right_checksum_with_wrong_contents_is_refused(data, tmp_path):
     config, tried = tiny(measure_every=2), 0
     search(data, config, checkpoint=tmp_path / "a.npz")
     state = checkpoint.load(tmp_path / "a.npz")
-    run = loop._Run(data, config, None, "cpu", "float32", loop.Group())
+    run = loop.SearchRun(data, config)
     free = {"seconds", "weight_loss", "alpha_loss", "distance", "gradient_ratio", "trust", "coupling_cosine/normal"}
     for place in list(every_value(state)):
         holder = state

@@ -13,7 +13,7 @@ from ..data import Data
 from ..method.backtracking import SHAPES, Learned, Refreshed
 
 if TYPE_CHECKING:
-    from .search import _Run
+    from .run import SearchRun
 
 
 def fingerprint(data: Data) -> str:
@@ -26,7 +26,7 @@ def fingerprint(data: Data) -> str:
     return digest.hexdigest()[:16]
 
 
-def state(run: _Run) -> dict:
+def state(run: SearchRun) -> dict:
     """Everything a resumed search needs; random numbers and data order follow from the seed and the step."""
     return {
         "identity": run.identity,
@@ -40,7 +40,7 @@ def state(run: _Run) -> dict:
     }
 
 
-def restore(run: _Run, state: dict, path: str) -> None:
+def restore(run: SearchRun, state: dict, path: str) -> None:
     """Take over a state; ValueError where another search made it, or where it is damaged or none."""
     made_by = state.get("identity")
     for name, mine in run.identity.items():
@@ -66,7 +66,7 @@ def restore(run: _Run, state: dict, path: str) -> None:
             optimizers[name].load_state_dict({"state": state[kind][name], "param_groups": groups})
 
 
-def _form(run: _Run, state: dict) -> dict:
+def _form(run: SearchRun, state: dict) -> dict:
     """What the state of `run` after as many steps looks like: its keys, types and shapes, and what is known beforehand."""
     done, records = state["done"], state["history"]
     if type(done) is not int or not 0 <= done <= run.total:
@@ -95,7 +95,7 @@ def _form(run: _Run, state: dict) -> dict:
     }
 
 
-def _rule(run: _Run, keys: list[str]):
+def _rule(run: SearchRun, keys: list[str]):
     """The form of the rule's state; of a reader's rule only that it is a dict."""
     alpha = run.last_network.alphas()[0]
     if type(run.rule) is Learned:
@@ -106,7 +106,7 @@ def _rule(run: _Run, keys: list[str]):
     return dict if hasattr(run.rule, "state_dict") else {}
 
 
-def _record(run: _Run, name: str, round_: int, k: int, number: int, given: dict) -> dict:
+def _record(run: SearchRun, name: str, round_: int, k: int, number: int, given: dict) -> dict:
     """The form of one architecture step's record; ψ̃ is there where the rule offers it."""
     alphas = {t: a.detach().cpu() for t, a in run.networks[name].alpha.items()}
     form = {"network": float(name == "child"), "weight_loss": 0.0, "alpha_loss": 0.0, "distance": math.nan}
