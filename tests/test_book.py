@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import nbformat
@@ -31,8 +32,10 @@ HTML = ROOT / "_build" / "html"
 if not (HTML / "index.html").exists():
     pytest.fail("the book is not built: run make book", pytrace=False)
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import published  # noqa: E402
 from equation_tags import HOME, TAG, anchor  # noqa: E402
 
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
 SOURCES = {path.stem: path for path in sorted((ROOT / "book").glob("*.*")) if path.suffix in {".md", ".ipynb"}}
 PAGES = sorted(SOURCES)
 
@@ -137,6 +140,41 @@ def test_stylesheets_load_nothing_remote():
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", sheet.read_text(encoding="utf8")), sheet
 
 
+# Where it is published
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_has_title_language_and_description(name):
+    page = soup(html(name))
+    heading = page.find("h1").get_text().rstrip("#")
+    assert page.find("html")["lang"] == "en" and page.find("title").text.startswith(heading)
+    description = page.find("meta", attrs={"name": "description"})
+    assert description and 80 <= len(description["content"]) <= 203
+
+
+def test_the_book_says_how_to_cite_it():
+    assert "@misc{dcpnas_by_derivation,\n" in soup(html("references")).find("article").text
+    entry = published.bibtex(CITATION)
+    assert ("url" in entry) == ("OWNER" not in CITATION["repository-code"])
+    elsewhere = published.bibtex(CITATION | {"repository-code": "https://github.com/me/dcpnas-lite"})
+    assert re.search(r"^  url +=.{10,}me/dcpnas-lite},$", elsewhere, re.MULTILINE)
+    assert f"{{{CITATION['version']}}}" in elsewhere and elsewhere.count("{") == elsewhere.count("}")
+
+
+def with_address(owner: str) -> SimpleNamespace:
+    config = SimpleNamespace(html_theme_options={"repository_url": f"https://github.com/{owner}/dcpnas-lite"}, html_baseurl="")
+    config.html_theme_options |= dict.fromkeys(published.BUTTONS, True)
+    published.address_or_none(None, config)
+    return config
+
+
+def test_without_an_address_there_is_no_button_and_with_one_a_canonical_address():
+    assert not any(with_address("OWNER").html_theme_options[button] for button in published.BUTTONS)
+    assert with_address("OWNER").html_baseurl == ""
+    assert all(with_address("Me").html_theme_options[button] for button in published.BUTTONS)
+    assert with_address("Me").html_baseurl == "https://me.github.io/dcpnas-lite/"
+
+
 # The extension, on small books of its own
 
 
@@ -154,12 +192,13 @@ def build(folder: Path, index: str, home: str = "") -> subprocess.CompletedProce
 
 
 def test_equations_link_across_pages(tmp_path):
-    index = "[(4.44)](#eq-4-44), [](#eq-4-45-prime), [](05-home.md#eq-4-44)"
+    published = "https://me.github.io/the-book/05-home.html#eq-4-44"  # as in a raw notebook
+    index = f"[(4.44)](#eq-4-44), [](#eq-4-45-prime), [](05-home.md#eq-4-44), [4.44]({published})"
     done = build(tmp_path, index, "$$\na &= b \\tag{4.44} \\\\\nc &= d \\tag{4.45′}\n$$\n\n[here](#eq-4-44)")
     assert done.returncode == 0, done.stderr
     links = soup(tmp_path / "out" / "index.html").select("a[href*='home.html#eq']")
     links = [(link["href"].partition("#")[2], link.text) for link in links]
-    assert links == [("eq-4-44", "(4.44)"), ("eq-4-45-prime", "(4.45′)"), ("eq-4-44", "(4.44)")]
+    assert links == [("eq-4-44", "(4.44)"), ("eq-4-45-prime", "(4.45′)"), ("eq-4-44", "(4.44)"), ("eq-4-44", "4.44")]
     page = soup(tmp_path / "out" / "05-home.html")
     assert page.find(id="eq-4-44") and page.find(id="eq-4-45-prime")
     (math,) = page.select("div.math")
@@ -277,9 +316,9 @@ def test_page_in_a_browser(visit, name, request):
     assert overflow(page) <= 0, "the page is wider than a phone"
 
 
-def test_the_front_page_leads_in_and_search_works_offline(visit):
+def test_the_front_page_is_the_first_page_and_search_works_offline(visit):
     page = visit("index.html")
-    page.wait_for_url("**/intro.html")
+    assert page.url.endswith("/index.html") and page.inner_text("h1").startswith("DCP-NAS by derivation")
     page = visit("search.html?q=tangent")
     page.wait_for_selector("#search-results li a")
 

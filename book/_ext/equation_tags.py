@@ -1,8 +1,9 @@
 r"""Equations by the source's own numbers, written so that Jupyter and Colab show the same as the book.
 
-A block ``$$ … \tag{4.44} $$`` gets the anchor ``eq-4-44``, and ``[(4.44)](#eq-4-44)`` links to it from any page.
-``\tag{4.49′}`` gets ``eq-4-49-prime``. A tag that is used twice in the book is a warning. A link to an equation whose home
-chapter is not in the book yet is plain text; any other link without a target is a warning.
+A block ``$$ … \tag{4.44} $$`` gets the anchor ``eq-4-44``, and ``[(4.44)](#eq-4-44)`` links to it from any page; so does a link
+to that anchor on the published book, as raw notebooks have it. ``\tag{4.49′}`` gets ``eq-4-49-prime``. A tag that is used twice
+in the book is a warning. A link to an equation whose home chapter is not in the book yet is plain text; any other link without a
+target is a warning.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 
 from docutils import nodes
+from equation_names import TAG, anchor
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -27,12 +29,7 @@ HOME = {
     "08": "4.51 4.52 4.53",
     "09": "4.29 4.30 4.31 4.33 4.36 4.37 4.38 4.39 4.40 4.41",
 }
-TAG = re.compile(r"\\tag\*?\s*\{([^{}]*)\}")
-
-
-def anchor(tag: str) -> str:
-    """The anchor of a tag: ``4.44`` → ``eq-4-44``, ``4.49′`` or ``4.49'`` → ``eq-4-49-prime``."""
-    return "eq-" + "-".join(re.findall(r"[a-z0-9]+", re.sub("[′']", " prime", tag.lower())))
+PUBLISHED = re.compile(r"https://[\w-]+\.github\.io/[\w.-]+/[\w-]+\.html(#eq-[\w-]+)")
 
 
 class EquationTags(SphinxTransform):
@@ -57,6 +54,10 @@ class EquationTags(SphinxTransform):
                 block["ids"].append(name)
                 labels.note_hyperlink_target(name, self.env.docname, name, f"({tag})")
                 slugs[name] = (block.line, name, f"({tag})")
+        for link in self.document.findall(nodes.reference):
+            published = PUBLISHED.fullmatch(link.get("refuri", ""))
+            if published:
+                link["refuri"], link["id_link"] = published[1], True
         homes = {page[:2] for page in self.env.found_docs}
         absent = [anchor(tag) for home, tags in HOME.items() if home not in homes for tag in tags.split()]
         for link in list(self.document.findall(nodes.reference)):
