@@ -388,3 +388,18 @@ def test_fast_is_what_a_search_runs():
 
     nets = SearchRun(digits(size=8), SearchConfig(channels=2, layers=1)).networks
     assert {type(net) for net in nets.values()} == {FastSupernet}
+
+
+@pytest.mark.parametrize(("space", "layers", "size", "binary"), NETWORKS)
+def test_shares_of_zero(space, layers, size, binary):
+    """An operation that is not computed adds nothing: one an edge, edges without any, nodes without an edge."""
+    plain, fast = pair(space, layers, binary)
+    x, (edges, operations) = normal(5, 2, *size), next(iter(plain.alphas())).shape
+    draw = torch.Generator().manual_seed(3)
+    for kept in (1.0, 0.6, 0.0):  # the share of edges that keep their operation
+        mixes = {t: torch.zeros(edges, operations, dtype=torch.float64) for t in space.cell_types}
+        for mix in mixes.values():
+            chosen = torch.randint(operations, (edges,), generator=draw)
+            mix[range(edges), chosen] = (torch.rand(edges, generator=draw) < kept).double()
+        with torch.no_grad():
+            torch.testing.assert_close(fast.mixed(x, mixes), plain.mixed(x, mixes), rtol=1e-9, atol=1e-10)

@@ -288,14 +288,22 @@ def _key(step) -> object:
 
 
 class FastCell(MixedCell):
-    """What operations that leave one node have in common is computed once a node instead of once an edge."""
+    """What operations that leave one node have in common is computed once a node instead of once an edge.
+
+    Where no derivative is asked for, an operation whose share is 0 is not computed: reading a cell is full of those.
+    """
 
     def forward(self, inputs: list[Tensor], mix: Float[Tensor, "*N E M"]) -> list[Tensor]:
         nodes: list = inputs + [0.0] * self.space.nodes
         entered: dict[tuple, Tensor] = {}
-        for (i, j), edge, weights in zip(self.space.edges, self.edges, mix.unbind(-2), strict=True):
-            for (name, op), weight in zip(edge.items(), weights.unbind(-1), strict=True):
+        absent = mix == 0 if mix.dim() == 2 and not torch.is_grad_enabled() else torch.zeros(mix.shape[-2:], dtype=torch.bool)
+        for (i, j), edge, weights, out_of_mix in zip(
+            self.space.edges, self.edges, mix.unbind(-2), absent.tolist(), strict=True
+        ):
+            for (name, op), weight, without in zip(edge.items(), weights.unbind(-1), out_of_mix, strict=True):
                 if name == "none":  # adds nothing, whatever its weight
+                    continue
+                if without and (i < j - 1 or torch.is_tensor(nodes[j])):  # a node that nothing enters is still zeros of its shape
                     continue
                 if type(op) is Chain:
                     if (i, op.key) not in entered:
