@@ -14,6 +14,7 @@ from . import (
     learning_psi,
     missing_derivative,
     one_bit,
+    symbolic,
     tangent_propagation,
     trace_product,
     trace_to_update,
@@ -68,28 +69,38 @@ def get(number: str) -> Equation:
     raise KeyError(f"expected a number from 4.20 to 4.53, got {number!r}")
 
 
+def symbols(number: str) -> str:
+    """The symbolic proof of a number: wrong lines refuted of those tried, or why there is none."""
+    if number in symbolic.PROOFS:
+        return symbolic.score(number)
+    return f"none: {symbolic.NONE[number]}" if number in symbolic.NONE else "–"
+
+
 def report() -> str:
-    """The table with live results, as plain text: number, outcome, verdict, figure, proof, mutants caught, title."""
+    """The table with live results, as plain text: number, outcome, verdict, figure, proof, mutants caught, of the check and of
+    the symbolic proof, title."""
     lines, passed = [], 0
     for equation in TABLE:
-        result = equation.check()
-        passed += result.passed
+        result, proved = equation.check(), symbols(equation.number)
+        right = result.passed and not proved.startswith("fails")
+        passed += right
         lines.append(
-            f"{equation.number}  {'pass' if result.passed else 'FAIL'}  {equation.verdict:19}  {equation.figure(result):>9}  "
-            f"{equation.proof:11}  {score(equation):>5}  {equation.title}" + ("" if result.passed else f"\n      {result.text}")
+            f"{equation.number}  {'pass' if right else 'FAIL'}  {equation.verdict:19}  {equation.figure(result):>9}  "
+            f"{equation.proof:11}  {score(equation):>5}  {proved:30}  {equation.title}"
+            + ("" if result.passed else f"\n      {result.text}")
         )
     return "\n".join([*lines, f"{passed} of {len(TABLE)} equations have a verdict and a passing check"])
 
 
 def markdown_index() -> str:
     """The equation index as a Markdown table, with live figures."""
-    rows = ["| Eq. | Title | Kind | Verdict | Functions | Check | Proof | Mutants |", "|" + "---|" * 8]
+    rows = ["| Eq. | Title | Kind | Verdict | Functions | Check | Proof | Mutants | Symbols |", "|" + "---|" * 9]
     for e in TABLE:
         result = e.check()
         functions = "<br>".join(f"`{path.removeprefix('dcpnas_lite.')}` ({runs(path)})" for path in e.functions) or "–"
         rows.append(
             f"| [({e.number})](#{e.anchor}) | {e.title} | {e.kind} | {e.verdict} | {functions} | "
-            f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} | {e.proof} | {score(e)} |"
+            f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} | {e.proof} | {score(e)} | {symbols(e.number)} |"
         )
     return "\n".join(rows)
 

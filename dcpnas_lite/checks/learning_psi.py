@@ -8,6 +8,7 @@ from torch import Tensor
 from ..derivation import trace
 from ..method import backtracking
 from ..network import supernet
+from . import readings
 from .problems import Case, deviation
 from .table import Chapter
 
@@ -55,17 +56,10 @@ def check_4_51(case: Case):
         gradient = (start + eta * shaped * alpha - target).detach()
         errors.append(deviation(backtracking.psi_gradient(gradient, alpha, eta, shape), by_autograd))
 
-    def learned(best: Tensor, absolute: bool) -> float:
-        psi = torch.zeros_like(best)
-        for _ in range(40):  # half of Newton's step, so that forty steps are enough
-            slope = backtracking.psi_gradient(eta * (psi - best) * alpha, alpha, eta, (E, M))
-            psi = psi - 0.5 / (eta * alpha).square() * slope
-            psi = psi.abs() if absolute else psi
-        return deviation(psi, best)
-
     best = case.normal(E, M)
     best[0, 0] = -best[0, 0].abs()
-    return max(*errors, learned(best, False), learned(best.abs(), True)), learned(best, True)
+    found = readings.learned(case, best, False), readings.learned(case, best.abs(), True)
+    return max(*errors, *found), readings.learned(case, best, True)
 
 
 chapter.exercise(
@@ -132,7 +126,7 @@ chapter.exercise(
 )
 def check_4_52(case: Case):
     """Ranking and both branches written out. A second branch that assigns nothing leaves α^t, another result; so does m as an
-    edge, as the text has it, where E = M lets its ranks fit the rows of α."""
+    edge, as the text has it, where E = M lets its ranks fit the rows of α, with ranks from either end."""
     E, M = case.E, case.M
     alpha, start, psi = (case.normal(E, M) for _ in range(3))
     norms = case.normal(M).square().sort().values.roll(1)  # no order that is its own inverse
@@ -141,12 +135,8 @@ def check_4_52(case: Case):
     for m in range(M):
         if ranks[m] > M // 2:
             by_hand[:, m] += 0.3 * psi[:, m] * alpha[:, m]
-    corrected = start + 0.3 * psi * alpha
-    wrong = [deviation(torch.where(ranks > M // 2, corrected, alpha), by_hand)]
-    if E == M:
-        wrong.append(deviation(torch.where((ranks > M // 2).unsqueeze(1), corrected, start), by_hand))
-    result = backtracking.backtrack(start, alpha, psi, 0.3, chosen)
-    return max(deviation(result, by_hand), deviation(backtracking.ranking(norms).double(), ranks.double())), min(wrong)
+    result, least = backtracking.backtrack(start, alpha, psi, 0.3, chosen), readings.least(readings.read_4_52(case))
+    return max(deviation(result, by_hand), deviation(backtracking.ranking(norms).double(), ranks.double())), least
 
 
 chapter.exercise(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -50,12 +49,6 @@ def coupling_of(toy: toys.Toy, weights: Callable[[Tensor], Tensor]) -> Tensor:
     (total,) = torch.autograd.grad(toy.loss(alpha, w), alpha, retain_graph=True)
     (direct,) = torch.autograd.grad(toy.loss(alpha, w.detach()), alpha)
     return total - direct
-
-
-def products(alpha: Tensor, L: Tensor) -> list[Tensor]:
-    """Every product of α or α^T with L̃ or L̃^T, in either order, that exists: two for E ≠ M, eight of M×M for E = M."""
-    pairs = itertools.product((alpha, alpha.T), (L, L.T))
-    return [a @ b for pair in pairs for a, b in (pair, pair[::-1]) if a.shape[1] == b.shape[0]]
 
 
 def deviation(got: Tensor, want: Tensor) -> float:
