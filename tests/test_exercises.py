@@ -67,9 +67,10 @@ def function(exercise: Exercise, source: str):
 
 
 @pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)
-def test_stub_fails(exercise):
-    with pytest.raises(lab.CheckFailed):
+def test_stub_fails_and_its_slip_is_named(exercise):
+    with pytest.raises(lab.CheckFailed) as failure:
         lab.check(exercise.equation, function(exercise, exercise.stub))
+    assert failure.value.slip or "your function returned ellipsis" in str(failure.value)
 
 
 @pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from dcpnas_lite.checks import equations, lab
 from dcpnas_lite.derivation import trace
 
+ROOT = Path(__file__).resolve().parent.parent
 EVERY_MUTANT = [(name, mutant) for name in lab.EXERCISES for mutant in lab.mutants(name)]
 
 
@@ -27,6 +29,48 @@ def test_every_mutant_fails(name, mutant):
         lab.check(name, lab.mutants(name)[mutant])
     assert failure.value.equation == name
     assert "raised" not in str(failure.value)  # mutants are wrong, not broken
+
+
+@pytest.mark.parametrize("name", lab.EXERCISES)
+def test_every_mutant_is_called_by_its_name(name):
+    """The message says which slip it is and where to read on; only a result of another kind speaks for itself."""
+    named = 0
+    for mutant, wrong in lab.mutants(name).items():
+        failure = failing(wrong, name)
+        other_kind = re.search("your function returned|wrong type of number", str(failure))
+        assert failure.slip == (None if other_kind else mutant)
+        named += not other_kind
+        words = {"negated": "the sign", "zero": "0 everywhere"}.get(mutant, mutant)
+        assert other_kind or f". The slip: {words}. See (" in str(failure)
+    assert named >= 6
+
+
+@pytest.mark.parametrize(
+    "wrong, slip",
+    [
+        (lambda *a: 2 * trace.trace_components(*a), "a factor, 2"),
+        (lambda *a: trace.trace_components(*a) / len(a[0]), "a factor, 0.3333 or 0.2 or 0.07143 by the sizes"),
+        (lambda *a: trace.trace_components(*a) + 1, None),
+        (lambda a, L, dw: (a @ L).sum(1) * (1 if len(a) == 3 else 2), None),  # a mutant on the first problem alone
+        (lambda a, L, dw: -trace.trace_components(a, L, dw) if len(a) == 3 else 1 / 0, None),
+    ],
+)
+def test_a_slip_is_one_on_all_problems(wrong, slip):
+    failure = failing(wrong)
+    assert failure.slip == slip and ("The slip" in str(failure)) == bool(slip)
+
+
+def test_a_number_is_no_factor_of_another():
+    failure = failing(lambda weight, beta: torch.tensor(1.0, dtype=torch.float64), "4.23")
+    assert failure.slip is None
+    assert failing(lambda *a: 0.5 * lab.EXERCISES["4.23"].reference(*a), "4.23").slip == "a factor, 0.5"
+
+
+def test_the_book_has_the_line_that_a_slip_points_to():
+    for name in lab.EXERCISES:
+        number, chapter = re.search(r"See \((\S+)\) in chapter (\d+)$", str(failing(lab.mutants(name)["negated"], name))).groups()
+        (page,) = (ROOT / "book").glob(f"{int(chapter):02}-*.ipynb")
+        assert rf"\\tag{{{number}}}" in page.read_text(encoding="utf8"), name
 
 
 def test_there_are_enough_mutants():
@@ -72,6 +116,7 @@ def test_value_failure_names_index_yours_and_expected():
     problem = failing(one_wrong)
     assert problem.index == (2,) and problem.yours == pytest.approx(problem.expected + 1)
     assert re.match(r"4.49: wrong value at \[2\]: yours \S+, expected \S+ \(E = 3, M = 4\)$", str(problem))
+    assert problem.slip is None
     scalar = failing(lambda weight, beta: torch.tensor(0.0, dtype=torch.float64), "4.23")
     assert scalar.index == () and "wrong value: yours 0, expected" in str(scalar)
 
@@ -155,3 +200,51 @@ def test_signatures_are_told():
         assert line in lab.check.__doc__
     required = "4.22 4.23 4.31 4.33 4.35 4.43 4.44 4.45 4.46 4.47 4.48 4.49 4.50 4.51 4.52 4.53".split()
     assert {name.split()[0] for name in lab.EXERCISES} >= set(required)
+
+
+# What a reader has passed
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lab, "_passed", set())
+    return tmp_path
+
+
+def passes(name: str) -> None:
+    lab.check(name, lab.EXERCISES[name].reference)
+
+
+def test_nothing_is_written_before_progress_is_asked_for(folder, capsys):
+    passes("4.49")
+    assert list(folder.iterdir()) == []
+    lab.progress()
+    assert [path.name for path in folder.iterdir()] == [lab.PROGRESS]
+    out = capsys.readouterr().out
+    assert "chapter 7  passed: 4.49\n           to do: 4.49 derived, 4.50" in out
+    assert f"1 of {len(lab.EXERCISES)} have passed; kept in {lab.PROGRESS}" in out
+    passes("4.50")
+    failing(lab.mutants("4.51")["negated"], "4.51")
+    assert (folder / lab.PROGRESS).read_text() == "4.49\n4.50\n"
+
+
+def test_progress_outlives_the_session_and_keeps_the_readers_lines(folder, capsys):
+    (folder / lab.PROGRESS).write_text("my own remark\n4.22\n4.22\n")
+    passes("4.23")
+    lab._passed.clear()  # a new session
+    lab.progress()
+    assert "chapter 1  passed: 4.22, 4.23\n           to do: 4.35" in capsys.readouterr().out
+    assert (folder / lab.PROGRESS).read_text() == "my own remark\n4.22\n4.22\n4.23\n"
+    for name in lab.EXERCISES:
+        passes(name)
+    capsys.readouterr()
+    lab.progress()
+    out = capsys.readouterr().out
+    assert f"{len(lab.EXERCISES)} of {len(lab.EXERCISES)} have passed" in out and out.count("to do: –") == out.count("chapter ")
+
+
+def test_progress_where_it_cannot_be_kept(folder):
+    (folder / lab.PROGRESS).mkdir()
+    with pytest.raises(ValueError, match="dcpnas-progress.txt: expected a list of passed exercises, got a folder"):
+        lab.progress()

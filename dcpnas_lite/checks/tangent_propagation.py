@@ -221,6 +221,7 @@ chapter.exercise(
         "λ missing": lambda g, f, H, lam: -g + 2 * H @ (g - f),
         "H_G missing": lambda g, f, H, lam: -g + 2 * lam * (g - f),
         "difference the other way": lambda g, f, H, lam: -g + 2 * lam * H @ (f - g),
+        "factor 2 missing, and the difference the other way": lambda g, f, H, lam: -g + lam * H @ (f - g),
         "gain's sign": lambda g, f, H, lam: g + 2 * lam * H @ (g - f),
         "gain missing": lambda g, f, H, lam: 2 * lam * H @ (g - f),
         "rank one": lambda g, f, H, lam: -g - 2 * lam * g * (g @ (g - f)),

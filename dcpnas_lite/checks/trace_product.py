@@ -62,6 +62,7 @@ chapter.exercise(
         "share inside": lambda J: 1 - torch.tensor(responses.independence_defect(J), dtype=J.dtype),
         "not squared": lambda J: 1 - einsum("mem->em", J).abs().sum() / J.abs().sum(),
         "share of the norms": lambda J: 1 - einsum("mem->em", J).norm() / J.norm(),
+        "its antisymmetric part": lambda J: (J - J.transpose(0, 2)).square().sum() / J.square().sum(),
         "not a share": lambda J: J.square().sum() - einsum("mem->em", J).square().sum(),
     },
 )
