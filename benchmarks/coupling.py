@@ -65,6 +65,9 @@ def rows(task: tuple[str, int, SearchConfig, int]) -> str:
     watched = Watched(RULES[rule]())
     history = search(digits(size=size), dataclasses.replace(config, seed=seed), watched).history
     steps, couplings = history["measured"].astype(int), history["coupling/normal"]
+    trust = np.full(len(steps), np.nan)
+    products = (torch.from_numpy(history[f"{what}/normal"]) for what in ("fisher", "hessian"))
+    trust[history["network"][steps] == 1] = [cosine([f], [h]) for f, h in zip(*products, strict=True)]
     table = pd.DataFrame({
         "rule": rule,
         "seed": seed,
@@ -76,7 +79,7 @@ def rows(task: tuple[str, int, SearchConfig, int]) -> str:
         "direct": [cosine([torch.from_numpy(c)], [watched.gradients[k]]) for c, k in zip(couplings, steps, strict=True)],
         "ratio": history["gradient_ratio"],
         **dict(zip(("scalar", "operation", "edge"), history["captured/normal"].T, strict=False)),
-        "trust": history["trust"],
+        "trust": trust,
     })  # fmt: skip
     return table[COLUMNS].to_csv(index=False, header=False, float_format="%.3g", lineterminator="\n")
 

@@ -14,8 +14,10 @@ import torch
 from dcpnas_lite.data import digits
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import search
+from dcpnas_lite.method import tangent
 from dcpnas_lite.method.objectives import kl_gain
 from dcpnas_lite.method.tangent import (
+    curvature_product,
     distance,
     distance_slope,
     fisher_product,
@@ -25,6 +27,7 @@ from dcpnas_lite.method.tangent import (
     tangent_direction,
     tangent_gradient,
 )
+from dcpnas_lite.network.supernet import MICRO, Supernet
 
 KINDS = ("F", "L1", "cosine")
 SHAPES = [(3, 4), (2, 5)]  # (E, M) of two cell types
@@ -312,3 +315,60 @@ def test_searches_in_threads_with_forward_mode_give_each_its_own_result():
         for got, expected in zip(pool.map(run, [0, 1, 0, 1]), 2 * alone, strict=True):
             for name in expected:
                 np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+
+
+# -- `sampled` under BatchNorm ----------------------------------------------------------------------------------------
+
+
+def batch_of_four(batchnorm: bool, binary: bool):
+    """(logits of 4 images in 3 classes as a function of α or of copies of it, [α], v); a supernet where there is BatchNorm."""
+    torch.manual_seed(3)
+    if not batchnorm:
+        toy = Toy(images=4)
+        return toy, alphas_at(), [normal(*shape, seed=9) for shape in SHAPES]
+    net, x = Supernet(MICRO, channels=2, layers=2, classes=3, binary=binary).double(), normal(4, 1, 6, 6)
+    return lambda alphas: net(x, alphas), [normal(3, 8, seed=1).requires_grad_()], [normal(3, 8, seed=2)]
+
+
+@pytest.mark.parametrize("batchnorm, binary", [(False, False), (True, False), (True, True)])
+def test_expectation_of_sampled(batchnorm, binary):
+    """All 3⁴ draws, each with its probability: −F v where no image sees another, and without it what the docstring says."""
+    logits, alphas, v = batch_of_four(batchnorm, binary)
+    p = logits(alphas).detach().softmax(1)
+    expected, one_draw = torch.zeros(2, sum(a.numel() for a in alphas), dtype=torch.float64)
+    for classes in itertools.product(range(3), repeat=4):
+        chance = p[range(4), classes].prod()
+        draw = lambda _, classes=classes: torch.tensor(classes)  # noqa: E731
+        product = curvature_product("sampled", logits, lambda out: kl_gain(out, out), alphas, 4, draw)[2]
+        expected += chance * flat(product(v))
+        score = flat(torch.autograd.grad(logits(alphas).log_softmax(1)[range(4), classes].sum(), alphas))
+        one_draw -= chance * score * (score @ flat(v)) / 4
+    fisher = -flat(fisher_product(logits, alphas, v))
+    torch.testing.assert_close(one_draw, fisher, rtol=0, atol=1e-12 * fisher.norm())  # scores of the batch as one draw
+
+    copies = [a.detach().expand(4, *a.shape).clone().requires_grad_() for a in alphas]
+    log_p, without_cross_terms = logits(copies).log_softmax(1), torch.zeros_like(expected)
+    for t, n in itertools.product(range(4), range(3)):
+        h = torch.cat([g.flatten(1) for g in torch.autograd.grad(log_p[t, n], copies, retain_graph=True)], 1)  # (4, entries)
+        without_cross_terms -= p[t, n] * (h.T @ (h @ flat(v))) / 4
+    torch.testing.assert_close(expected, without_cross_terms, rtol=0, atol=1e-12 * expected.norm())
+    assert ((expected - fisher).norm() > 0.1 * fisher.norm()) == batchnorm
+    assert (expected - fisher).norm() < 1e-12 * fisher.norm() or batchnorm
+
+
+def test_trust_is_that_of_the_curvature_in_use(monkeypatch):
+    """The products in the history are the ones that the search takes its step with; trust is their cosine with H_G v."""
+    how = dict(channels=2, layers=1, batch=8, rounds=1, steps=2, warmup=0, measure_every=1)
+    data = digits(size=8)
+    for kind, line in [("hessian", "derived"), ("gauss_newton", "derived"), ("gauss_newton", "printed"), ("sampled", "derived")]:
+        seen = []
+        spied = lambda *a, seen=seen: seen.append(scores_product(*a)) or seen[-1]  # noqa: E731
+        monkeypatch.setattr(tangent, "scores_product", spied)
+        history = search(data, SearchConfig(**how, curvature=kind, eq_4_41=line)).history
+        used, fisher, exact = (history[f"{what}/normal"][0] for what in ("curvature", "fisher", "hessian"))
+        expected = (used * exact).sum() / np.linalg.norm(used) / np.linalg.norm(exact)
+        assert np.isnan(history["trust"][:2]).all() and history["trust"][2] == pytest.approx(expected, abs=1e-5)
+        assert np.array_equal(used, {"hessian": exact, "gauss_newton": fisher}.get(kind, used) * (1 if line == "derived" else -1))
+        if kind == "sampled":
+            assert len(seen) == 4 and torch.equal(seen[0][0], seen[1][0])  # the step's own draw, then the same to measure it
+            np.testing.assert_array_equal(used, -seen[0][0].numpy())

@@ -130,8 +130,8 @@ class SearchConfig(Reading, Backtracking, Objective, Schedule, Networks):
 
     The fields are those of `Networks`, `Schedule`, `Objective`, `Backtracking` and `Reading`, and besides
     space: a name of `SPACES`. seed: of the initial weights, of α and of the order of the data, below 2³¹.
-    measure_every: every that many α steps the exact one-step coupling and the trust in the Gauss–Newton substitute are
-    recorded; 0 never.
+    measure_every: every that many α steps the exact one-step coupling and the trust in what stands for H_G are recorded; 0
+    never.
     """
 
     space: str = "micro"

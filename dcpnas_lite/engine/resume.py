@@ -117,6 +117,8 @@ def _record(run: SearchRun, name: str, round_: int, k: int, number: int, given: 
         form |= {"measured": float(number), "gradient_ratio": math.nan, "trust": math.nan}
         for t, a in alphas.items():
             form |= {f"coupling/{t}": a, f"coupling_cosine/{t}": math.nan, f"captured/{t}": torch.full((len(SHAPES),), math.nan)}
+            if name == "child" and "parent" in run.networks:
+                form |= {f"curvature/{t}": a, f"fisher/{t}": a, f"hessian/{t}": a}
     return form
 
 

@@ -210,9 +210,8 @@ class SearchRun:
         alphas, d = net.alphas(), math.nan
         with constant(net.weights()):
             if teacher is not None and config.lam > 0 and n % config.steps % config.tangent_every == 0:
-                generator = torch.Generator(self.device).manual_seed(2**20 * config.seed + n)
                 def draw(p):  # from the whole batch, so that the draws do not depend on how many processes share it
-                    return self.group.part(torch.multinomial(self.group.whole(p), 1, generator=generator).squeeze(1))
+                    return self.group.part(self.draws(n)(self.group.whole(p)))
                 logits, gain = (lambda a: net(x, a)), (lambda out: objectives.kl_gain(out, teacher))
                 how = config.curvature, logits, gain, alphas, len(x), draw, config.eq_4_41 == "printed"
                 value, gradient, product = tangent.curvature_product(*how)
@@ -260,8 +259,13 @@ class SearchRun:
                 record[f"psi/{cell_type}"] = psi[cell_type].expand_as(a).detach().cpu().clone()
         if measures:
             corrections = [a.detach() - b for a, b in zip(alphas, after, strict=True)]
-            record |= self.measure(net, x, teacher, measured[0], before, corrections, gradient)
+            record |= self.measure(net, x, teacher, measured[0], before, corrections, gradient, n)
         return record
+
+    def draws(self, n: int) -> Callable[[Tensor], Tensor]:
+        """One class for each image from its distribution, those of the Child's n-th architecture step."""
+        generator = torch.Generator(self.device).manual_seed(2**20 * self.config.seed + n)
+        return lambda p: torch.multinomial(p, 1, generator=generator).squeeze(1)
 
     # -- measurements -------------------------------------------------------------------------------------------------
 
@@ -276,7 +280,7 @@ class SearchRun:
         by_weights = self.weight_loss(name, train, learned)
         return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), self.config.weight_lr)
 
-    def measure(self, net, x, soft, measured, alphas, corrections, gradient) -> dict:
+    def measure(self, net, x, soft, measured, alphas, corrections, gradient, n: int) -> dict:
         """The record of `measure_every`: see `search`."""
         norm = torch.cat([c.flatten() for c in measured]).norm() / torch.cat([g.flatten() for g in gradient]).norm()
         record = {"measured": float(len(self.history)), "gradient_ratio": norm.item(), "trust": math.nan}
@@ -287,12 +291,20 @@ class SearchRun:
         if soft is not None:
             x, soft = self.group.whole(x), self.group.whole(soft)
             leaves = [a.clone().requires_grad_() for a in alphas]
-            gain = objectives.kl_gain(net(x, leaves), soft)
-            g = list(torch.autograd.grad(gain, leaves, retain_graph=True))
-            v = tangent.distance_slope(g, self.tangent, self.config.distance)
-            product = tangent.hessian_product(gain, leaves, v)
-            fisher = tangent.fisher_product(lambda a: net(x, a), leaves, v)
-            record["trust"] = couplings.cosine([-t for t in fisher], product)
+            logits, gain = (lambda a: net(x, a)), (lambda out: objectives.kl_gain(out, soft))
+
+            def product(kind: str, printed: bool = False) -> list[Tensor]:
+                how = kind, logits, gain, leaves, len(x), self.draws(n), printed
+                _, g, times = tangent.curvature_product(*how)
+                return times(tangent.distance_slope(g, self.tangent, self.config.distance))
+
+            products = {
+                "curvature": product(self.config.curvature, self.config.eq_4_41 == "printed"),
+                "fisher": product("gauss_newton"),
+                "hessian": product("hessian"),
+            }
+            record["trust"] = couplings.cosine(products["curvature"], products["hessian"])
+            record |= {f"{what}/{t}": p.cpu() for what, parts in products.items() for t, p in zip(net.alpha, parts, strict=True)}
         return record
 
     def arrays(self) -> dict[str, np.ndarray]:

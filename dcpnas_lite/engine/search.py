@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +25,7 @@ from . import checkpoint as checkpoints
 from . import resume
 from .config import SearchConfig
 from .distributed import Group
+from .interrupts import interrupts
 from .run import Progress, SearchRun
 
 if TYPE_CHECKING:
@@ -81,7 +80,8 @@ def search(
     Parent and where `tangent_every` leaves it out), and per cell type `alpha/T` (E, M) and, where the rule has one, `psi/T`.
     With `measure_every`, at the steps numbered in `measured`: `coupling/T` (E, M), `coupling_cosine/T` between the rule's
     correction and −C, `captured/T` (4: share of ‖C‖² that ψ of each of `SHAPES` can carry), `gradient_ratio` ‖C‖/‖∂L/∂α‖, and
-    `trust` (cosine of −F v with H_G v; nan in the Parent).
+    `trust` (cosine with H_G v of what the search uses for it; nan in the Parent). Of the Child, where there is a Parent, also
+    the products themselves: `curvature/T`, what the search uses, `fisher/T`, −F v, and `hessian/T`, H_G v.
 
     Where torch.distributed is initialised (and `device` is this process's own), its processes share the search: each takes its
     part of every batch, process 0 reads and writes the checkpoint and shows the progress, and all return the same result. They
@@ -113,7 +113,7 @@ def search(
 def _steps(run: SearchRun, callback, progress: bool, checkpoint, save_every: int) -> bool:
     """All steps that are left; False where an interrupt ended them."""
     bar = tqdm(total=run.total, initial=run.done, disable=not progress or run.group.rank > 0, unit="step")
-    with bar, _interrupts() as interrupted:
+    with bar, interrupts() as interrupted:
         while run.done < run.total:
             try:
                 event = run.step()
@@ -136,25 +136,6 @@ def _steps(run: SearchRun, callback, progress: bool, checkpoint, save_every: int
                 warnings.warn(f"search {where}: this is the result so far", stacklevel=3)
                 return False
     return True
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list]:
-    """What SIGINT fills instead of raising KeyboardInterrupt amid a step; unless another handler stands, or in another thread."""
-    received: list = []
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield received
-        return
-    def note(*_):
-        if received:  # a second one does not wait for the step
-            raise KeyboardInterrupt
-        received.append(True)
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _short(genotype: Genotype) -> str:

@@ -5,9 +5,14 @@
 
 H_G is the Hessian of G with respect to α̂. Four ways to multiply by it, in falling order of truth:
 `hessian` (exact), `gauss_newton` (−F, the Fisher information of the Child's own output distribution, its expectation summed
-over the classes), `sampled` (−F with one class drawn from that distribution for each image) and `rank_one` (−g gᵀ with the
-single gradient g = ∂G/∂α̂). G is minus a divergence, so the substitutes are negative. The sentence after 4.41 read literally
-replaces H_G by the outer products without that minus, which climbs D; `printed` does so.
+over the classes), `sampled` (one class drawn from that distribution for each image, and for each image a copy of α̂ of its own)
+and `rank_one` (−g gᵀ with the single gradient g = ∂G/∂α̂). G is minus a divergence, so the substitutes are negative. The
+sentence after 4.41 read literally replaces H_G by the outer products without that minus, which climbs D; `printed` does so.
+
+`sampled` estimates −F where the images of a batch do not see each other. In a supernet they do, through BatchNorm. With
+h_st = ∂log p̂(image t)/∂(copy s of α̂), F = (1/N) Σ_t E[(Σ_s h_st)(Σ_s h_st)ᵀ], but `sampled` has the mean −(1/N) Σ_t Σ_s
+E[h_st h_stᵀ]. The products of different copies are missing, and no batch is large enough to make up for them: along default
+searches it is about three times as long as −F v, which acts as a larger λ, and turned by some 30° (chapter 9).
 
 Tangents are lists with one (E, M) tensor per cell type, in the order of `Supernet.alphas()`. The network enters as a function
 logits(alphas) of such a list, everything else held fixed: `lambda alphas: child(x, alphas)`.
@@ -94,7 +99,7 @@ def rank_one_product(gradient: Tangent, v: Tangent) -> Tangent:
 
 
 def scores_product(scores: Sequence[Float[Tensor, "N E M"]], v: Tangent) -> Tangent:
-    """(1/N) Σ_s h_s (h_sᵀ v) for one score h_s = ∇log p̂ per image (Eq. 4.36 as a sample mean)."""
+    """(1/N) Σ_s h_s (h_sᵀ v) for one score h_s = ∇log p̂ per image (Eq. 4.36 as a sample mean, where no image sees another)."""
     inner = sum(torch.einsum("sem,em->s", h, t) for h, t in zip(scores, v, strict=True))
     return [torch.einsum("s,sem->em", inner, h) / len(inner) for h in scores]
 
@@ -112,9 +117,9 @@ def curvature_product(
 
     kind: "hessian", "gauss_newton", "sampled" or "rank_one" (see the module's docstring); ValueError for any other. The function
     can be called once. For "sampled", `logits` must take an own copy of α̂ for every one of its N = `images` images, (N, E, M)
-    per cell type, and `draw` maps the Child's distributions to one class for each. BatchNorm couples the images of a batch: a
-    score is then the derivative with respect to that image's copy, and the scores still sum to the batch's gradient. The scores
-    take a second backward pass through the same graph.
+    per cell type, and `draw` maps the Child's distributions to one class for each. A score is the derivative of the whole batch's
+    log-likelihood with respect to that image's copy; under BatchNorm that is not the image's own score (see the module's
+    docstring), though the scores still sum to the batch's gradient. They take a second backward pass through the same graph.
     """
     sign = 1.0 if printed else -1.0
     if kind == "sampled":
