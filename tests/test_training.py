@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dcpnas_lite.data import Data, Split, digits
-from dcpnas_lite.evaluation import training
+from dcpnas_lite.engine import training
 from dcpnas_lite.evaluation.training import TrainConfig, accuracy, predict, train
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import Genotype
