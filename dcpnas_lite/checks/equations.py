@@ -137,7 +137,7 @@ def markdown_errata() -> str:
             result = e.check()
             wrong = e.verdict == "corrected"
             why, what = (
-                ("Why it cannot stand", "the printed line")
+                ("Why it cannot stand", "the printed line, at its kindest")
                 if wrong
                 else ("What it takes for granted", "the line where the assumption fails")
             )

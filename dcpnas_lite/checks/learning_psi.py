@@ -37,7 +37,8 @@ def _chosen(alpha_next: Tensor, alpha: Tensor, psi: Tensor, eta: float, norms: T
     r"\alpha^t",
     reason="The absolute value is a constraint, ψ̃ ≥ 0, and a heuristic for keeping it: where the best ψ is not negative, "
     "it is found. But ψ = −C/α has either sign; with ψ̃ ≥ 0 the step can only push α away from 0. Without the "
-    "constraint the line is plain descent. The gradient is the next step's own, at no cost.",
+    "constraint the line is plain descent. The bars come from RBONN (3.131, 3.135 of the source book), whose U is declared "
+    "positive. The gradient is the next step's own, at no cost.",
     functions=(backtracking.psi_gradient,),
 )
 def check_4_51(case: Case):
@@ -121,7 +122,8 @@ chapter.exercise(
     r"\alpha_{:,m}^t & \text{if } \operatorname{ranking}(R(w_m)) > \tau \\ \alpha_{:,m}^{t+1} & \text{otherwise} "
     r"\end{cases}",
     reason="The second branch has α̃ on both sides and so determines nothing; it must leave the step α^{t+1} as it is. "
-    "And m is an operation, a column of α, not an edge: R(w_m) is one number per operation.",
+    "RBONN's line (3.133 of the source book) has a 0 there, which adds nothing. And m is an operation, a column of α, not an "
+    "edge: R(w_m) is one number per operation.",
     functions=(backtracking.backtrack, backtracking.ranking),
 )
 def check_4_52(case: Case):

@@ -379,15 +379,14 @@ def read_4_52(case: Case) -> Readings:
     return found
 
 
-def markdown() -> str:
-    """The readings of every line as a Markdown table: how many were tried, exist in some size, are right; which; the verdict."""
+def markdown(found: dict[Line, dict[str, list[float]]]) -> str:
+    """The readings of lines as a Markdown table: how many were tried, exist in some size, are right; which; the verdict."""
     rows = ["| Eq. | Varied | Tried | Exist | Right | Which | Verdict |", "|" + "---|" * 7]
-    for entry in LINES:
-        tried = entry.tried()
+    for entry, tried in found.items():
         exist, holding = sum(min(errors) < float("inf") for errors in tried.values()), right(tried)
         which = "<br>".join([f"`{name}`" for name in holding[:4]] + [f"and {len(holding) - 4} more"] * (len(holding) > 4))
         rows.append(
             f"| [({entry.number})](#eq-{entry.number.replace('.', '-')}) | {entry.varied} | {len(tried)} | {exist} | "
-            f"{len(holding)} | {which or 'none'} | {verdict(tried) if entry.printed else 'no print'} |"
+            f"{len(holding)} | {which or 'none'} | {verdict(tried) if entry.printed else 'mended'} |"
         )
     return "\n".join(rows)

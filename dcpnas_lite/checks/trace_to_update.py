@@ -30,7 +30,8 @@ def _derived_trace(alpha: Tensor, factor: Tensor, dw: Tensor) -> Tensor:
     reason="As an identity for the trace of 4.48 over its last two axes it holds. As the coupling gradient it does not: "
     "the free index e comes from α L̃, which should be contracted, and the index e' of ∂w_m/∂α_{e',m}, which "
     "should stay free, is summed. Both follow from the derivative of w_m by the matrix α in the place of that of "
-    "the matrix W by one entry of α (4.45).",
+    "the matrix W by one entry of α (4.45). The line that it follows (RBONN, 3.129 of the source book) is a sum of C: here "
+    "each of its factors is transposed, and their order is not reversed.",
     functions=(trace.trace_components, trace.coupling),
 )
 def check_4_49(case: Case):
