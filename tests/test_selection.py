@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from dcpnas_lite.data import Split, digits
 from dcpnas_lite.engine.config import SPACES, SearchConfig
 from dcpnas_lite.engine.search import search
 from dcpnas_lite.method import selection
-from dcpnas_lite.method.selection import perturbation
-from dcpnas_lite.network.genotype import Genotype
-from dcpnas_lite.network.supernet import Space, Supernet
+from dcpnas_lite.method.selection import neighbours, one_hot_loss, perturbation, short_list
+from dcpnas_lite.network.genotype import Genotype, random_cell
+from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet
 
 NAMES = ("skip_connect", "none", "max_pool_3x3", "sep_conv_3x3")  # none is not the first
 CHAIN = Space("chain", 2, 2, ("normal",), NAMES)  # node 3 has three incoming edges and keeps two
@@ -101,3 +102,43 @@ def test_a_search_reads_its_cell_by_perturbation(monkeypatch, tmp_path):
     assert all(binary and n == 16 and torch.equal(a["normal"], first.alphas["normal"]) for binary, n, a in seen)
     strength = search(data, dataclasses.replace(config, selection="strength"))
     assert torch.equal(strength.alphas["normal"], first.alphas["normal"]) and len(seen) == 2
+
+
+def test_neighbours_differ_in_one_edge():
+    """In MICRO by counting: all cells without `none` at Hamming distance 1. In PAPER a relation that holds both ways."""
+    names = MICRO.operations[1:]
+    for cell in (("skip_connect", "max_pool_3x3", "sep_conv_5x5"), ("avg_pool_3x3",) * 3):
+        near = [c for c in itertools.product(names, repeat=3) if sum(a != b for a, b in zip(c, cell, strict=True)) == 1]
+        expected = {Genotype.from_operations(MICRO, c) for c in near}
+        found = neighbours(MICRO, Genotype.from_operations(MICRO, cell))
+        assert set(found) == expected and len(found) == len(expected) == 18
+    cell = random_cell(PAPER, 0)
+    found = neighbours(PAPER, cell)
+    # 16 edges with 6 other operations; nodes 3, 4, 5 keep 2 of 3, 4, 5 edges, each of which can leave 1, 2, 3 other nodes
+    assert len(set(found)) == len(found) == 16 * 6 + 2 * 2 * (1 + 2 + 3) and cell not in found and "none" not in str(found)
+    for other in found[::7]:
+        assert cell in neighbours(PAPER, other) and all(len(edges) == 2 for t in other.cells.values() for edges in t)
+
+
+@pytest.mark.parametrize("space", [CHAIN, ONE], ids=lambda s: s.name)
+def test_a_short_list_is_by_one_hot_loss(space):
+    """The loss against α with one large entry an edge; `none` where the cell has no edge, which adds nothing."""
+    torch.manual_seed(1)
+    net = Supernet(space, 2, 2, binary=True)
+    split = Split(torch.randn(9, 1, 8, 8), torch.arange(9))
+    cell = random_cell(space, 3)
+
+    def written_out(cell: Genotype) -> float:
+        alphas = {t: torch.full_like(a, -800.0) for t, a in net.alpha.items()}
+        for e, (source, target) in enumerate(space.edges):
+            for t, nodes in cell.cells.items():
+                name = {i: n for n, i in nodes[target - space.inputs]}.get(source, "none")
+                alphas[t][e, space.operations.index(name)] = 0.0
+        return F.cross_entropy(net(split.x, list(alphas.values())), split.y).item()
+
+    losses = {other: written_out(other) for other in neighbours(space, cell)}
+    for other, loss in losses.items():
+        assert one_hot_loss(net, other, split.x, split.y) == pytest.approx(loss, rel=1e-5)
+    found = short_list(net, cell, split, 4)
+    assert found[0] == cell and [losses[c] for c in found[1:]] == pytest.approx(sorted(losses.values())[:3], rel=1e-5)
+    assert len(short_list(net, cell, split, 1000)) == 1 + len(losses)

@@ -36,7 +36,6 @@ METHODS = {
 }
 
 
-
 @dataclass(frozen=True)
 class Networks:
     """Which supernets are searched and how large they are.
@@ -119,9 +118,15 @@ class Backtracking:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the cell is read off in the end: by the "strength" of α or by "perturbation", see `method.selection`."""
+    """How the cell is read off in the end.
+
+    selection: by the "strength" of α or by "perturbation", see `method.selection`. finalists: that cell and the likeliest of its
+    neighbours by one edge, so many in all, are trained for `final_epochs` each, see `engine.final`; 0 or 1: none.
+    """
 
     selection: Literal["strength", "perturbation"] = "strength"
+    finalists: Count = 0
+    final_epochs: Whole = 8
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..data import Data
 from ..method.backtracking import SHAPES, Learned, Refreshed
+from ..network.genotype import Genotype
+from .config import SearchConfig
 
 if TYPE_CHECKING:
     from .run import SearchRun
@@ -37,6 +39,7 @@ def state(run: SearchRun) -> dict:
         "alpha_optimizers": {name: o.state_dict()["state"] for name, o in run.alpha_optimizers.items()},
         "rule": run.rule.state_dict() if hasattr(run.rule, "state_dict") else {},
         "history": run.history,
+        "final": {"cells": [cell.to_json() for cell in run.cells], "losses": run.losses},
     }
 
 
@@ -45,11 +48,13 @@ def restore(run: SearchRun, state: dict, path: str) -> None:
     made_by = state.get("identity")
     for name, mine in run.identity.items():
         theirs = made_by.get(name) if isinstance(made_by, dict) else None
-        if theirs != mine:
+        if theirs != mine and not (name == "configuration" and _same_configuration(theirs, mine)):
             got = "" if name == "configuration" or not isinstance(theirs, str) else f" ({mine:.16} here, {theirs:.16} there)"
             raise ValueError(f"{path}: expected a checkpoint of this {name}, got one of another{got}")
+    state = {"final": {"cells": [], "losses": []}} | state | {"identity": run.identity}
     try:
         _same_form(state, _form(run, state), "state")
+        cells = [Genotype.from_json(text) for text in state["final"]["cells"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected the state of a search, got something else ({error}): delete it") from None
     if hasattr(run.rule, "load_state_dict"):
@@ -59,6 +64,7 @@ def restore(run: SearchRun, state: dict, path: str) -> None:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path}: the backtracking rule refuses the state that is saved there ({why})") from None
     run.done, run.history, run.earlier = state["done"], state["history"], state["seconds"]
+    run.cells, run.losses = cells, state["final"]["losses"]
     for name, net in run.networks.items():
         net.load_state_dict(state["networks"][name])
         for kind, optimizers in ("weight_optimizers", run.weight_optimizers), ("alpha_optimizers", run.alpha_optimizers):
@@ -66,12 +72,21 @@ def restore(run: SearchRun, state: dict, path: str) -> None:
             optimizers[name].load_state_dict({"state": state[kind][name], "param_groups": groups})
 
 
+def _same_configuration(theirs: object, mine: str) -> bool:
+    """Whether two JSON texts are one configuration; the earlier may lack fields that had no choice then."""
+    try:
+        return SearchConfig.from_json(str(theirs)) == SearchConfig.from_json(mine)
+    except ValueError:
+        return False
+
+
 def _form(run: SearchRun, state: dict) -> dict:
     """What the state of `run` after as many steps looks like: its keys, types and shapes, and what is known beforehand."""
     done, records = state["done"], state["history"]
     if type(done) is not int or not 0 <= done <= run.total:
         raise ValueError(f"done: expected an integer from 0 to {run.total}, got {str(done):.20}")
-    positions = [run.position(step) for step in range(done)]
+    over = max(0, done - run.searched)
+    positions = [run.position(step) for step in range(min(done, run.searched))]
     decided = [(name, round_, k) for round_, name, k in positions if round_ >= run.config.warmup]
     if not isinstance(records, list) or len(records) != len(decided) or not all(isinstance(r, dict) for r in records):
         raise ValueError(f"history: expected a list of {len(decided)} records")
@@ -92,6 +107,7 @@ def _form(run: SearchRun, state: dict) -> dict:
         "alpha_optimizers": {name: moments(net.alphas(), alpha_steps[name]) for name, net in nets.items()},
         "rule": _rule(run, [f"{name}/{t}" for name, net in nets.items() if alpha_steps[name] for t in net.alpha]),
         "history": [_record(run, *where, number, r) for number, (where, r) in enumerate(zip(decided, records, strict=True))],
+        "final": {"cells": [""] * run.finalists if over else [], "losses": [torch.zeros(len(run.data.validation))] * over},
     }
 
 

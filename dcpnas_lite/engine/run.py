@@ -28,13 +28,13 @@ from ..data import Data, batches
 from ..derivation import trace
 from ..method import backtracking as rules
 from ..method import coupling as couplings
-from ..method import objectives, tangent
+from ..method import objectives, selection, tangent
 from ..method.algorithm10 import TANGENT_BATCHES, TEACHER_STEPS
 from ..network.genotype import Genotype, discretize
 from ..network.operations import OPERATIONS, REGISTRY
 from ..network.seeded import initialised_by
 from ..network.supernet import Space, Supernet, constant
-from . import resume
+from . import final, resume
 from .config import SPACES, SearchConfig
 from .distributed import ALONE, Group
 from .fast import accelerate
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback sees after every step."""
+    """What a callback sees after every step, and after every training of a final."""
 
     step: int  # steps done, of `total`
     total: int
-    network: str
+    network: str  # "parent" or "child", or "final"
     loss: float
     alphas: dict[str, Float[Tensor, "E M"]]
 
@@ -82,7 +82,9 @@ class SearchRun:
             "precision": precision,
             "rule": identity(self.rule),
         }
-        self.done, self.total = 0, config.rounds * len(self.phases) * config.steps
+        self.searched = config.rounds * len(self.phases) * config.steps  # steps of the search; trainings of the final follow
+        self.cells: list[Genotype] = []  # the finalists, once the search is over
+        self.losses: list[Tensor] = []  # of their trainings, (N,) over the validation images
         self.history: list[dict] = []
         self.tangent: list[Tensor] | None = None  # ∂f̃^P/∂α of the current Child phase
         self.soft: dict[int, list[Tensor]] = {}  # step of the Child → the Parent's logits of its batches
@@ -105,6 +107,10 @@ class SearchRun:
             size = min(config.batch, len(split))
             if size % group.size:
                 raise ValueError(f"batch: expected a multiple of the {group.size} processes, got {size} images")
+
+        finalists = min(config.finalists, 1 + len(selection.neighbours(self.space, self.genotype())))
+        self.finalists = finalists if finalists > 1 else 0
+        self.done, self.total = 0, self.searched + self.finalists
 
     # -- where we are -------------------------------------------------------------------------------------------------
 
@@ -137,6 +143,34 @@ class SearchRun:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def step(self) -> Progress:
+        """The next step of the search or, where it is over, the next training of the final."""
+        return self.search_step() if self.done < self.searched else self.final_step()
+
+    def final_step(self) -> Progress:
+        net, config = self.last_network, self.config
+        if not self.cells:
+            cell = selection.read_cell(net, self.data.validation, config.selection)
+            self.cells = selection.short_list(net, cell, self.data.validation, self.finalists)
+        losses = final.validation_losses(self.cells[len(self.losses)], self.data, config, self.device, self.precision)
+        (losses,) = self.group.mean([losses.to(self.device)])
+        _finite("a finalist's validation loss", losses)
+        self.losses.append(losses.cpu())
+        self.done += 1
+        alphas = {t: a.detach().clone() for t, a in net.alpha.items()}
+        return Progress(self.done, self.total, "final", losses.mean().item(), alphas)
+
+    def readings(self) -> dict[str, Genotype]:
+        """The cells that the supernet gives: by "strength", where it is asked for by "perturbation", and of the "final"."""
+        found = {"strength": self.genotype()}
+        if self.cells:
+            found[self.config.selection] = self.cells[0]
+        elif self.config.selection != "strength":
+            found[self.config.selection] = selection.read_cell(self.last_network, self.data.validation, self.config.selection)
+        if self.done == self.total > self.searched:
+            found["final"] = self.cells[final.winner(self.losses)]
+        return found
+
+    def search_step(self) -> Progress:
         round_, name, k = self.position(self.done)
         n = round_ * self.config.steps + k  # steps this network has made
         train, validation = self.batch("train", n, 0), self.batch("validation", n, 1)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from tqdm import tqdm
 from .. import files
 from ..data import Data
 from ..method import backtracking as rules
-from ..method import selection
 from ..network.genotype import Genotype
 from ..network.supernet import Space
 from . import checkpoint as checkpoints
@@ -38,6 +37,7 @@ class SearchResult:
 
     alphas: final α per cell type, (E, M). history: NumPy arrays with one entry per architecture step, see `search`.
     seconds: time taken, up to the checkpoint included where the search was resumed. finished: False where it was interrupted.
+    readings: the cell that each reading of the same supernet gives, from "strength" on; the last one is `genotype`.
     """
 
     genotype: Genotype
@@ -45,6 +45,7 @@ class SearchResult:
     history: dict[str, np.ndarray]
     seconds: float
     finished: bool = True
+    readings: dict[str, Genotype] = field(default_factory=dict)
 
 
 class SearchStopped(Exception):
@@ -106,8 +107,8 @@ def search(
             resume.restore(run, checkpoints.parse(saved, checkpoint), str(checkpoint))
         finished = _steps(run, callback, progress, checkpoint, save_every)
     alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
-    cell = selection.read_cell(run.last_network, data.validation, run.config.selection)
-    return SearchResult(cell, alphas, run.arrays(), run.seconds(), finished)
+    readings = run.readings()
+    return SearchResult([*readings.values()][-1], alphas, run.arrays(), run.seconds(), finished, readings)
 
 
 def _steps(run: SearchRun, callback, progress: bool, checkpoint, save_every: int) -> bool:
@@ -124,7 +125,7 @@ def _steps(run: SearchRun, callback, progress: bool, checkpoint, save_every: int
             bar.update()
             bar.set_postfix_str(f"{event.network} {event.loss:.3f} | {_short(run.genotype())}", refresh=False)
             stop = run.group.any(callback is not None and bool(callback(event)))
-            ends = stop or bool(interrupted) or run.done == run.total
+            ends = stop or bool(interrupted) or run.done >= run.searched  # each training of a final is kept
             if checkpoint is not None and (ends or run.done % save_every == 0):
                 checkpoints.save(checkpoint, resume.state(run))
             where = f"stopped after step {run.done} of {run.total}"
