@@ -7,7 +7,6 @@ import itertools
 import warnings
 
 import pytest
-import sympy
 import torch
 
 from dcpnas_lite.derivation import trace
@@ -451,53 +450,3 @@ def test_what_the_bracket_read_elementwise_keeps(E, M, random):
     direct = toy.dL_dalpha(toy.alpha, toy.phi(toy.alpha))
     assert close((direct * elementwise).sum(), (direct * C).sum())
     assert close(elementwise, C) == (E == 1)
-
-
-# ---- symbols: identities of polynomials, not of numbers ------------------------------------------------------------
-
-
-def matrix(name: str, rows: int, columns: int) -> sympy.Matrix:
-    return sympy.Matrix(rows, columns, lambda i, j: sympy.Symbol(f"{name}{i}{j}"))
-
-
-@pytest.mark.parametrize("E, M", list(itertools.product((1, 2, 3), repeat=2)))
-def test_the_lines_hold_for_symbols(E, M):
-    """4.43–4.49 with every entry a symbol. At a point ℓ enters by its slope δ alone, so ℓ(z) = Σ δ z stands for every ℓ, and
-    w_m = Σ_e d_{e,m} α_{e,m} for every independent response."""
-    a, d, delta, W, es, ms = matrix("a", E, M), matrix("d", E, M), matrix("s", E, M), matrix("W", M, M), range(E), range(M)
-    w = [sum(d[e, m] * a[e, m] for e in es) for m in ms]
-
-    def ell(z):
-        return sum(x * y for x, y in zip(delta, z, strict=True))
-
-    L, dL_dW = delta.T, sympy.Matrix(M, M, lambda k, m: sympy.diff(ell(a * W), W[k, m]))
-    assert sympy.expand(dL_dW.T - L * a) == sympy.zeros(M, M)  # 4.44, matrix reading: all M² entries
-    dL_dw = [dL_dW[m, m] for m in ms]
-    symbols = sympy.symbols(f"w:{M}")
-    elementwise = ell(sympy.Matrix(E, M, lambda e, m: a[e, m] * symbols[m]))
-    assert all(sympy.expand(sympy.diff(elementwise, symbols[m]) - dL_dw[m]) == 0 for m in ms)
-
-    total = ell(sympy.Matrix(E, M, lambda e, m: a[e, m] * w[m]))
-    direct = sympy.Matrix(E, M, lambda e, m: delta[e, m] * w[m])
-    C = sympy.Matrix(E, M, lambda e, m: sympy.expand(sympy.diff(total, a[e, m]) - direct[e, m]))
-    for e, m in itertools.product(es, ms):
-        W_prime = sympy.diag(*w).diff(a[e, m])  # a matrix by a number
-        assert sympy.expand((L * a * W_prime).trace() - C[e, m]) == 0  # 4.45 as derived
-        assert sympy.expand((a.T * delta * W_prime).trace() - C[e, m]) == 0  # as printed, in the layout of 4.20
-        assert sympy.expand((L * a)[m, m] * d[e, m] - C[e, m]) == 0  # 4.49 as derived
-    slices = [sympy.Matrix(E, M, lambda e, k, m=m: sympy.diff(w[m], a[e, k])) for m in ms]  # a number by a matrix
-    printed = [sympy.expand(sum((a * L * slices[m])[e, m] for m in ms)) for e in es]
-    bracket = [sum(L[i, f] * d[f, m] for f in es for m in ms) for i in ms]
-    assert all(sympy.expand(printed[e] - sum(a[e, i] * bracket[i] for i in ms)) == 0 for e in es)  # 4.49 as an identity
-    is_coupling = all(sympy.expand(printed[e] - sum(C[e, :])) == 0 for e in es)
-    assert is_coupling == (E == M == 1)  # as a polynomial it is the coupling nowhere else
-
-
-@pytest.mark.parametrize("M", (2, 3))
-def test_softmax_for_symbols(M):
-    a = sympy.symbols(f"a:{M}")
-    total = sum(sympy.exp(x) for x in a)
-    for k in range(M):
-        p = sympy.exp(a[k]) / total
-        assert sympy.simplify(sum(sympy.diff(p, x) for x in a)) == 0  # Σ_m ∂w/∂α_m = 0 for any w of the p_k
-        assert all(sympy.simplify(sympy.diff(p, x)) != 0 for x in a)

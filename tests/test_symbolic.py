@@ -92,7 +92,7 @@ def test_the_symbols_are_the_packages_functions(E, M):
     L = trace.loss_factor(delta)
     dL_dw, jacobian = torch.diag(L @ alpha), trace.response_slices(dw)
     C = trace.coupling(dL_dw, jacobian)
-    assert same(right("4.44"), L @ alpha)
+    assert same(right("4.44"), L @ alpha) and same(right("4.44", 1), dL_dw)
     assert same(right("4.45"), C) and same(right("4.45", 1), C) and same(right("4.49", 1), C)
     assert same(right("4.46"), jacobian)
     assert same(right("4.47"), trace.alpha_factor(alpha, L))

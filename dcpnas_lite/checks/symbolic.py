@@ -207,6 +207,16 @@ prove(
 
 prove(
     "4.44",
+    "∂L/∂w = diag(L̃ α) for L = ℓ(α ⊛ w), the diagonal of the same",
+    lambda s: Matrix([sympy.diff(s.ell(s.mixture(w)), w[m]) for m in s.operations for w in [_matrix("w", s.M, 1)]]),
+    lambda s: (s.L * s.alpha).diagonal().T,
+    left_division=lambda s: (s.alpha * s.L).diagonal().T,
+    all_of_the_product=lambda s: s.L * s.alpha * sympy.ones(s.M, 1),
+    α_missing=lambda s: s.L * sympy.ones(s.E, 1),
+)
+
+prove(
+    "4.44",
     "(∂L/∂w)^T = L̃ α for L = ℓ(α w), L̃ = g̃^T one number per edge",
     lambda s: Matrix(1, s.M, lambda _, m: sympy.diff((s.g.T * s.alpha * (w := _matrix("w", s.M, 1)))[0], w[m])),
     lambda s: s.g.T * s.alpha,
