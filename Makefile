@@ -1,4 +1,4 @@
-# make book | test | test-lowest | test-newest | search | notebooks | serve | lint | clean
+# make book | pdf | test | test-lowest | test-newest | search | notebooks | wheel | serve | lint | clean
 #
 # The first run makes .venv and installs requirements.txt into it; later runs install nothing until that file,
 # requirements-tests.txt or pyproject.toml changes. Another Python: make PYTHON=python3.12 book
@@ -16,19 +16,24 @@ RUN := runs/micro
 
 TESTS := pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
 
-.PHONY: help book test test-lowest test-newest search notebooks serve lint clean
+.PHONY: help book pdf test test-lowest test-newest search notebooks wheel serve lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book         build the book into _build/html"
+	@echo "make pdf          print the book into _build/book.pdf (needs Chromium)"
 	@echo "make test         build the book, then run every test and every notebook"
 	@echo "make test-lowest  tests and notebooks, without the built book, with the oldest libraries pyproject.toml allows"
 	@echo "make test-newest  the same with the newest; both make a virtual environment of their own"
 	@echo "make search       search a cell on the embedded digits, then train it with one bit"
 	@echo "make notebooks    execute every notebook again, in place"
+	@echo "make wheel        build the package into dist/, to be put beside a notebook"
 	@echo "make serve        show the built book at http://127.0.0.1:$(PORT)"
 	@echo "make lint         check the style of all Python code"
 	@echo "make clean        remove the built book (virtual environments stay)"
+	@echo
+	@echo "One notebook      $(BIN)/python tools/notebooks.py execute book/07-from-trace-to-update.ipynb"
+	@echo "and its tests     $(BIN)/python -m pytest tests/test_notebooks.py tests/test_exercises.py -k 07-from"
 
 # $(call environment,FOLDER,VARIABLE): a virtual environment of the Python that the variable names.
 define environment
@@ -79,6 +84,14 @@ search: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py setup
 	$(BIN)/python tools/notebooks.py execute
+
+wheel: $(INSTALLED)
+	@rm -rf dist
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	@echo "The wheel is built: put $$(ls dist/*.whl) beside the notebook and run its first cell"
+
+pdf: $(BUILT)
+	$(BIN)/python tools/pdf.py _build/book.pdf
 
 serve: $(BUILT)
 	@echo "http://127.0.0.1:$(PORT)  (Ctrl-C ends it)"

@@ -7,6 +7,7 @@ import io
 import sys
 from importlib import import_module
 
+from . import __version__
 from .commands.shared import guarded
 
 #: Command → the module with its `add_arguments(parser)` and `main(args)`, and its line of help.
@@ -22,6 +23,7 @@ COMMANDS = {
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments of a command; `args.main` runs it. No other command's module is imported: --help is quick."""
     top = argparse.ArgumentParser(prog="python -m dcpnas_lite", description="Search, train and look at 1-bit cells.")
+    top.add_argument("--version", action="version", version=f"dcpnas_lite {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, what) in COMMANDS.items():
         p = commands.add_parser(name, help=what)

@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
 if not (HTML / "index.html").exists():
     pytest.fail("the book is not built: run make book", pytrace=False)
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
+sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "tools")]
+import pdf  # noqa: E402
 import published  # noqa: E402
 from equation_tags import HOME, TAG, anchor  # noqa: E402
 
@@ -270,6 +271,7 @@ def visit(browser, site, request):
     scheme = getattr(request, "param", "light")
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
     page = context.new_page()
+    page.set_default_timeout(120_000)
     wrong = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -314,6 +316,40 @@ def test_page_in_a_browser(visit, name, request):
     assert overflow(page) <= 0, "the page is wider than a window of 1280 px"
     page.set_viewport_size({"width": 390, "height": 844})
     assert overflow(page) <= 0, "the page is wider than a phone"
+
+
+def test_wide_equations_start_at_their_left_edge_on_a_phone(visit):
+    page = visit("09-tangent.html")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.evaluate("MathJax.startup.promise")
+    where = """all => all.filter(d => d.scrollWidth > d.clientWidth + 1).map(d =>
+        d.querySelector("mjx-container").getBoundingClientRect().left - d.getBoundingClientRect().left)"""
+    wide = page.eval_on_selector_all("div.math", where)
+    assert len(wide) >= 3 and all(-1 <= left <= 40 for left in wide)
+
+
+def test_a_page_on_paper(visit):
+    page = visit("07-from-trace-to-update.html")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 680, "height": 1000})  # A4 without its margins
+    hidden = ".bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-area, .headerlink"
+    assert page.eval_on_selector_all(hidden, "all => all.filter(n => n.checkVisibility()).length") == 0
+    assert page.eval_on_selector_all(".highlight pre", "all => all.every(p => p.scrollWidth <= p.clientWidth + 1)")
+    assert overflow(page) <= 0
+
+
+def test_the_whole_book_is_one_page_whose_links_lead_somewhere():
+    whole = BeautifulSoup(pdf.whole_book(), "html.parser")
+    assert [article["id"] for article in whole.select("article")] == pdf.pages() and sorted(pdf.pages()) == PAGES
+    ids = Counter(node["id"] for node in whole.select("[id]"))
+    assert ids.most_common(1)[0][1] == 1
+    inside = {link["href"][1:] for link in whole.select("a[href^='#']")}
+    assert len(inside) > 50 and not inside - set(ids)
+    assert "07-from-trace-to-update--eq-4-49" in inside
+    outside = [link["href"] for link in whole.select("article a[href]") if not link["href"].startswith(("#", "http"))]
+    assert [href for href in outside if not (HTML / href).is_file()] == []
+    folded = whole.select("article details:not(.hide)")
+    assert len(folded) > 30 and all(details.has_attr("open") for details in folded)
 
 
 def test_the_front_page_is_the_first_page_and_search_works_offline(visit):
