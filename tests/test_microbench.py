@@ -28,6 +28,7 @@ from dcpnas_lite.evaluation import build as building
 from dcpnas_lite.evaluation import microbench as mb
 from dcpnas_lite.evaluation import table as tables
 from dcpnas_lite.evaluation.training import TrainConfig
+from dcpnas_lite.evaluation.worth import Worth, worth
 from dcpnas_lite.network import genotype as genotypes
 from dcpnas_lite.network import operations as registry
 from dcpnas_lite.network import supernet
@@ -243,7 +244,7 @@ def test_a_senseless_build_is_refused_and_leaves_nothing(tmp_path, options, mess
 
 def test_a_build_trains_nothing_twice(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(building.jobs, "run", lambda jobs, *_: asked.extend(jobs) or (row for row in ()))
+    monkeypatch.setattr(building.jobs, "run", lambda jobs, *_, **__: asked.extend(jobs) or (row for row in ()))
     mb.build(TINY, np.int64(2), 1, tmp_path / "t.csv", cells=iter([5, mb.genotype(5), np.int64(5), 4]), progress=False)
     assert asked == [(cell, bits, seed) for seed in (0, 1) for cell in (5, 4) for bits in (1, 32)]
 
@@ -506,3 +507,23 @@ def test_a_bootstrap_interval_covers():
     assert first == again and first[0] == other[0] and first[1:] != other[1:]
     drawn = np.random.default_rng(0).choice(values, (10_000, 20))  # by hand
     assert first[1:] == pytest.approx(np.quantile(drawn.mean(1), [0.025, 0.975]), abs=1e-12)
+
+
+# -- what a cell is worth
+
+
+def test_the_worth_of_a_cell():
+    bench = mb.MicroBench.load("digits")
+    best, poor = bench.top(1)[0], int(np.argsort(bench.mean[1, "test"])[150])
+    for cell in (best, poor, 285):
+        found = worth(mb.genotype(cell), "micro", "digits")
+        assert found.percentile == round(bench.percentile(cell), 1) and found.regret == round(100 * bench.regret(cell)[0], 1)
+    assert worth(mb.genotype(best), "micro", "digits").random_cells is None
+    assert worth(mb.genotype(poor), "micro", "digits").random_cells == 1
+    n = worth(mb.genotype(285), "micro", "digits").random_cells
+    medians = [np.median([bench.percentile(c) for c in mb.random_search(bench, k, 201)]) for k in range(1, n + 1)]
+    assert medians[-1] >= bench.percentile(285) > max(medians[:-1])
+    assert worth(mb.genotype(285), "micro", "cifar10") is worth(mb.genotype(285), "paper", "digits") is None
+    place = "better than 97.6 % of the other cells, 0.8 points below the best one"
+    assert str(Worth(97.6, 0.8, 12)) == f"{place}; as good as the best of 12 trained random cells"
+    assert "better than the best of 256 trained" in str(Worth(100.0, 0.0, None))

@@ -6,13 +6,14 @@ than the images alone explain. The trainings are the last steps of a search. Own
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from ..data import Data
+from ..data import Data, Split
 from ..network.genotype import Genotype
 from .config import SearchConfig
 from .training import TrainConfig, fit
@@ -21,21 +22,23 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-STANDARD_ERRORS = 2.0  # by which a finalist has to be better than the favourite
+STANDARD_ERRORS = 3.0  # by which a finalist has to be better than the favourite
+IMAGES = 3000  # of either split, that a final looks at
 
 
 def validation_losses(
     cell: Genotype, data: Data, config: SearchConfig, device: str | torch.device = "cpu", precision: str = "float32"
 ) -> Float[Tensor, " N"]:
-    """−log p of the right class of every validation image, by the 1-bit network of `cell` after `final_epochs`.
+    """−log p of the right class of the first validation images, by the 1-bit network of `cell` after `final_epochs`.
 
     The network is as large as the supernet; its seed is none that a table of cells was trained with.
     """
     recipe = TrainConfig(config.channels, config.layers, config.final_epochs, 2 * config.batch, seed=config.seed + 1_000_000)
-    network, _ = fit(cell, data, 1, recipe, device=device, precision=precision)
+    train, validation = (Split(*split[slice(IMAGES)]) for split in (data.train, data.validation))
+    network, _ = fit(cell, dataclasses.replace(data, train=train), 1, recipe, device=device, precision=precision)
     with torch.no_grad():
-        logits = torch.cat([network(x.to(device)).cpu() for x in data.validation.x.split(256)])
-    return F.cross_entropy(logits, data.validation.y, reduction="none")
+        logits = torch.cat([network(x.to(device)).cpu() for x in validation.x.split(256)])
+    return F.cross_entropy(logits, validation.y, reduction="none")
 
 
 def winner(losses: Sequence[Float[Tensor, " N"]]) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data import Data
 from ..method.backtracking import SHAPES, Learned, Refreshed
 from ..network.genotype import Genotype
+from . import final
 from .config import SearchConfig
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _form(run: SearchRun, state: dict) -> dict:
     done, records = state["done"], state["history"]
     if type(done) is not int or not 0 <= done <= run.total:
         raise ValueError(f"done: expected an integer from 0 to {run.total}, got {str(done):.20}")
-    over = max(0, done - run.searched)
+    over, judged = max(0, done - run.searched), torch.zeros(min(final.IMAGES, len(run.data.validation)))
     positions = [run.position(step) for step in range(min(done, run.searched))]
     decided = [(name, round_, k) for round_, name, k in positions if round_ >= run.config.warmup]
     if not isinstance(records, list) or len(records) != len(decided) or not all(isinstance(r, dict) for r in records):
@@ -107,7 +108,7 @@ def _form(run: SearchRun, state: dict) -> dict:
         "alpha_optimizers": {name: moments(net.alphas(), alpha_steps[name]) for name, net in nets.items()},
         "rule": _rule(run, [f"{name}/{t}" for name, net in nets.items() if alpha_steps[name] for t in net.alpha]),
         "history": [_record(run, *where, number, r) for number, (where, r) in enumerate(zip(decided, records, strict=True))],
-        "final": {"cells": [""] * run.finalists if over else [], "losses": [torch.zeros(len(run.data.validation))] * over},
+        "final": {"cells": [""] * run.finalists if over else [], "losses": [judged] * over},
     }
 
 
