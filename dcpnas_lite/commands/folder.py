@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .. import files
+from ..engine.config import SearchConfig
 from ..network.genotype import Genotype
 from .shared import one_line
 
@@ -55,6 +58,8 @@ def finished(out: Path, made_by: dict) -> bool:
     if not (out / "config.json").exists():
         return False
     there, here = ({k: v for k, v in run.items() if k != "root"} for run in (read_run(out), made_by))
+    with contextlib.suppress(TypeError, ValueError):  # an earlier search lacks the fields that had no choice then
+        there["search"] = dataclasses.asdict(SearchConfig(**there["search"]))
     if there != here:
         raise ValueError(f"{out}: holds a search with other settings; choose another --out or delete it")
     if not (out / "genotype.json").exists():

@@ -66,10 +66,13 @@ def search(
 ) -> SearchResult:
     """Run Algorithm 10 on `data`. The same seed on the same machine gives the identical result.
 
+    config: default `SearchConfig.defaults("micro", data.name)`, the setting that finds good cells; a bare `SearchConfig()` is a
+    small search that is read by the strength of α.
     backtracking: any rule in place of the one `config` names (the module `backtracking` says what a rule is); one with a
-    `state_dict` is copied, so that the caller's stays as it was. callback: called after every step; True stops the search.
-    checkpoint: a file that is written every `save_every` steps and, where it exists, resumed from; no other search can use it
-    meanwhile. It knows what made it: config, space, rule, precision and the data that a search sees.
+    `state_dict` is copied, so that the caller's stays as it was. callback: called after every step and every training of a final;
+    True stops the search. checkpoint: a file that is written every `save_every` steps, and after every training, and, where it
+    exists, resumed from; no other search can use it meanwhile. It knows what made it: config, space, rule, precision and the data
+    that a search sees.
     precision: "float32", or "bfloat16" for the forward passes (see `network.precision`); α, losses and tangents stay float32.
 
     space: any `Space` in place of the one that `config` names.
@@ -100,7 +103,8 @@ def search(
         checkpoint = None
     if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
         raise FileNotFoundError(f"{checkpoint}: expected a file in an existing folder, {Path(checkpoint).parent} is none")
-    run = SearchRun(data, config or SearchConfig(), backtracking, device, precision, group, space)
+    config = SearchConfig.defaults("micro", data.name) if config is None else config
+    run = SearchRun(data, config, backtracking, device, precision, group, space)
     with contextlib.nullcontext() if checkpoint is None else files.lock(checkpoint):
         saved = group.first(checkpoints.read(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None)
         if saved is not None:
