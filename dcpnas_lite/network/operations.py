@@ -1,13 +1,25 @@
 """The candidate operations of an edge (Eq. 4.27), real-valued or 1-bit, by name. A new one is one call of `register`.
 
 From the source: the M = 8 operations, and that in the Child the convolutions take binarized weights and activations.
-From DARTS, whose search space the source uses: convolutions are depthwise separable (the separable ones applied twice,
-the dilated ones once, dilation 2), ReLU-Conv-BatchNorm in the real-valued form, BatchNorm after pooling, average
-pooling that does not count the padding.
+From the search network of DARTS, whose space the source uses: convolutions are depthwise separable (the separable ones applied
+twice, the dilated ones once, dilation 2), ReLU-Conv-BatchNorm in the real-valued form, BatchNorm after pooling, average pooling
+that does not count the padding.
 Ours, because the source is silent: in the 1-bit form both the depthwise and the pointwise convolution are binary
 (the authors' retraining code binarizes only the weights of the depthwise one), each one BatchNorm → sign → 1-bit
 convolution → PReLU. BatchNorm stands before the sign, since it decides which half of the values becomes −1; PReLU is
 the real-valued activation after it, since a ReLU would leave the next sign nothing but +1.
+
+Where this package departs from DARTS' code (quark0/darts, folder cnn), all in one place:
+
+- its *evaluation* network has no BatchNorm after pooling, and an auxiliary head and drop path; ours is the search network's
+  cell, with BatchNorm after pooling, and has neither;
+- the stem has C channels, not 3 C, and in a supernet its BatchNorm has no scale and shift;
+- BatchNorm of a supernet keeps no running statistics (`norm`);
+- the resolution is never halved at layer 0; in DARTS it is, with two layers, as ⌊2/3⌋ = 0;
+- odd sizes are allowed (`FactorizedReduce`);
+- `none` is left out of the sum in a search (`engine.fast`); x · 0 hands on NaN and infinity;
+- ties between operations go to the first in our order of them, which is the source's and not that of DARTS' PRIMITIVES;
+- a space without reduction cells halves by average pooling before an ordinary cell (`network.supernet`).
 """
 
 from __future__ import annotations
