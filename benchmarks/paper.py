@@ -1,15 +1,16 @@
-r"""The source's own space on the embedded digits: one search, then its cell beside the published one and random ones.
+r"""The source's own space on the embedded digits: searches, then their cells beside the published one and random ones.
 
     python benchmarks/paper.py --workers 2
 
-Runs `python -m dcpnas_lite search --space paper --data digits --seed 0 --out runs/paper-digits`, which resumes where it was
-stopped, puts what chapter 10 shows of it into dcpnas_lite/tables/paper-digits, and trains every cell with every seed by one
-recipe at one size. A row is appended to dcpnas_lite/tables/paper-cells.csv as it comes; a row that is there is not repeated.
-The first line of the table is the recipe; below it:
+Runs `python -m dcpnas_lite search --space paper --data digits --seeds 0-2 --out runs/paper-digits`, which resumes where it was
+stopped, puts what chapter 10 shows of seed 0 into dcpnas_lite/tables/paper-digits, and trains every cell by one recipe at one
+size: first all with seed 0, then the others. A row is appended to dcpnas_lite/tables/paper-cells.csv as it comes; a row that is
+there is not repeated, so that the same command goes on from where it was stopped. The first line of the table is the recipe;
+below it:
 
-cell: found; perturbed, which the same supernet gives by selection by perturbation; published; random-K (K is the seed of its
-generator); bits; test_accuracy, validation_accuracy: shares of the
-images; size_in_bits: of the whole network; genotype: JSON.
+cell: found-K, what the search of seed K returns; strength-0, what the strength of α says after the search of seed 0; published;
+random-K (K is the seed of its generator). bits; test_accuracy, validation_accuracy: shares of the images; size_in_bits: of the
+whole network; genotype: JSON.
 """
 
 from __future__ import annotations
@@ -28,20 +29,17 @@ import torch
 
 from dcpnas_lite import files
 from dcpnas_lite.__main__ import main as run_command
-from dcpnas_lite.commands.folder import read_genotype
 from dcpnas_lite.data import digits
-from dcpnas_lite.engine import checkpoint, jobs
-from dcpnas_lite.engine.config import SearchConfig
-from dcpnas_lite.engine.fast import accelerate
+from dcpnas_lite.engine import jobs
 from dcpnas_lite.evaluation.table import append
 from dcpnas_lite.evaluation.training import TrainConfig, train
-from dcpnas_lite.method.selection import read_cell
-from dcpnas_lite.network.genotype import PUBLISHED, Genotype, random_cell
-from dcpnas_lite.network.supernet import PAPER, Supernet
+from dcpnas_lite.network.genotype import PUBLISHED, Genotype, discretize, random_cell
+from dcpnas_lite.network.supernet import PAPER
+from dcpnas_lite.report.history import FinishedSearch
 
 TABLES = Path(__file__).resolve().parent.parent / "dcpnas_lite" / "tables"
 COLUMNS = "cell seed bits test_accuracy validation_accuracy size_in_bits genotype".split()
-RANDOM, SEEDS = range(3), range(3)
+SEARCHES, RANDOM, SEEDS = range(3), range(20), range(3)
 
 
 def ship(run: Path, target: Path) -> None:
@@ -57,16 +55,13 @@ def ship(run: Path, target: Path) -> None:
     files.write(target / "history.npz", files.arrays_to_bytes(history, compress=True))
 
 
-def perturbed(run: Path) -> Genotype:
-    """The cell that selection by perturbation reads off the searched Child; takes minutes, and is kept in the search's folder."""
-    path = run / "perturbation.json"
-    if not path.exists():
-        data, state = digits(), checkpoint.load(run / "checkpoint.npz")
-        config = SearchConfig.from_json(state["identity"]["configuration"])
-        child = accelerate(Supernet(PAPER, config.channels, config.layers, len(data.classes), data.channels, binary=True))
-        child.load_state_dict(state["networks"]["child"])
-        files.write(path, read_cell(child, data.validation, "perturbation").to_json() + "\n")
-    return read_genotype(path)
+def cells(runs: Path) -> dict[str, Genotype]:
+    """The cells to be trained, by name."""
+    first = FinishedSearch.load(runs / "seed-0")
+    alphas = {t: torch.from_numpy(first.history[f"final/{t}"]) for t in PAPER.cell_types}
+    found = {f"found-{k}": FinishedSearch.load(runs / f"seed-{k}").genotype for k in SEARCHES}
+    drawn = {f"random-{k}": random_cell(PAPER, k) for k in RANDOM}
+    return found | {"strength-0": discretize(PAPER, alphas), "published": PUBLISHED} | drawn
 
 
 def row(task: tuple[str, str, str, str, dict]) -> str:
@@ -99,12 +94,13 @@ def keys(rows: pd.DataFrame) -> list[tuple[str, ...]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1, help="trainings at a time, each on one thread (default: 1)")
-    parser.add_argument("--run", type=Path, default=Path("runs/paper-digits"), help="folder of the search")
+    parser.add_argument("--workers", type=int, default=1, help="searches or trainings at a time, each on one thread (default: 1)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/paper-digits"), help="folder of the searches")
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the results")
     parser.add_argument("--tiny", action="store_true", help="a few minutes in all, to try the script")
     options = parser.parse_args()
-    search = ["search", "--space", "paper", "--data", "digits", "--seed", "0", "--out", str(options.run)]
+    search = ["search", "--space", "paper", "--data", "digits", "--seeds", f"0-{SEARCHES[-1]}", "--workers", str(options.workers)]
+    search += ["--out", str(options.runs)]
     config = {"channels": 16, "layers": 3, "epochs": 12, "batch": 64}  # that of the micro table
     if options.tiny:
         search += ["--set", "rounds=2", "--set", "steps=4", "--set", "channels=4"]
@@ -114,13 +110,10 @@ def main() -> None:
     rows = read(path, recipe)
     if run_command(search):
         raise SystemExit(1)
-    ship(options.run, options.tables / "paper-digits")
+    ship(options.runs / "seed-0", options.tables / "paper-digits")
 
-    found = read_genotype(options.run / "genotype.json")
-    cells = {"found": found, "perturbed": perturbed(options.run), "published": PUBLISHED}
-    cells |= {f"random-{k}": random_cell(PAPER, k) for k in RANDOM}
-    texts = {name: json.dumps(json.loads(cell.to_json())) for name, cell in cells.items()}
-    wanted = [(name, str(seed), "1", texts[name]) for seed in SEEDS for name in cells]
+    texts = {name: json.dumps(json.loads(cell.to_json())) for name, cell in cells(options.runs).items()}
+    wanted = [(name, str(seed), "1", texts[name]) for seed in SEEDS for name in texts]
     rows = rows.iloc[[k for k, key in enumerate(keys(rows)) if key in wanted]]  # the others belong to another search
     tasks = [(*key, config) for key in wanted if key not in keys(rows)]
     started = time.perf_counter()
