@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
 PAIRS = (
     Pair(
-        "3.122", r"\arg\min_{w,A} L_S + \lambda\,G, \quad G = \lVert b^w - Aw\rVert^2 + R(w)", "",
+        "3.122", r"\arg\min_{w,A} L_S + \lambda\,G(w, A)", "",
         "4.42", r"\arg\min_{\alpha,w} L + \operatorname{reg}(w)", "", "the same; A is a diagonal matrix",
     ),
     Pair(
@@ -44,9 +44,8 @@ PAIRS = (
         "the same, C; 4.45 then loses the entry (i, j) and puts ∂L/∂w on the left",
     ),
     Pair(
-        "3.126", r"\text{row } i \text{ of } (\partial A/\partial w)_i: \; \partial A_{i,i}/\partial w_{i,j}",
-        "∂A:ij δ:ia -> iaj",
-        "4.46", r"\text{column } m \text{ of } (\partial w/\partial\alpha)_m: \; \partial w_m/\partial\alpha_{e,m}",
+        "3.126", r"\partial A_{i,i}/\partial w_{i,j} \text{ in row } i", "∂A:ij δ:ia -> iaj",
+        "4.46", r"\partial w_m/\partial\alpha_{e,m} \text{ in column } m",
         "∂w:em δ:mn -> men", "the same, transposed; both put a number's derivative by a matrix for a matrix's by a number",
     ),
     Pair(
@@ -55,10 +54,8 @@ PAIRS = (
         "they part: both factors are transposed, their order is kept, and edges take the place of operations",
     ),
     Pair(
-        "3.128", r"[w\,\hat G\,(\partial A/\partial w)_i]_{a,j} = w_a\,\hat g_i\,\partial A_{i,i}/\partial w_{i,j}",
-        "w:ak Ĝ:ki ∂A:ij -> iaj",
-        "4.48", r"[\alpha\tilde L(\partial w/\partial\alpha)_m]_{e,k} = \alpha_e\sum_{e'}\tilde g_{e'}"
-        r"\frac{\partial w_m}{\partial\alpha_{e',m}}[k=m]", "α:ei L̃:if ∂w:fm δ:mn -> men", "apart",
+        "3.128", r"w_a\,\hat g_i\,\partial A_{i,i}/\partial w_{i,j}", "w:ak Ĝ:ki ∂A:ij -> iaj",
+        "4.48", r"\alpha_e\sum_{e'}\tilde g_{e'}\,\partial w_m/\partial\alpha_{e',m}", "α:ei L̃:if ∂w:fm δ:mn -> men", "apart",
     ),
     Pair(
         "3.129", r"w_i\,\hat g_i \sum_j \partial A_{i,i}/\partial w_{i,j}", "w:ik Ĝ:ki ∂A:ij -> i",
@@ -66,32 +63,32 @@ PAIRS = (
         "apart: RBONN's is the row sum of its C, DCP-NAS's is no sum of C",
     ),
     Pair(
-        "3.130", r"\hat w = w^{t+1} - \eta_2\lambda\,[\hat g_i \sum_j \partial A_{i,i}/\partial w_{i,j}]_i \circledast w",
+        "3.130", r"-\eta_2\lambda\,[\hat g_i \sum_j \partial A_{i,i}/\partial w_{i,j}] \circledast w",
         "w:ij Ĝ:ji ∂A:ik -> ij",
-        "4.50", r"\tilde\alpha = \alpha^{t+1} - \eta\,[\sum_m\sum_{e'}\tilde g_{e'}\,\partial w_m/\partial\alpha_{e',m}]"
-        r"\circledast\alpha", "α:ei L̃:if ∂w:fm -> ei",
+        "4.50", r"-\eta\,[\sum_m\sum_{e'}\tilde g_{e'}\,\partial w_m/\partial\alpha_{e',m}] \circledast\alpha",
+        "α:ei L̃:if ∂w:fm -> ei",
         "the inner product becomes ⊛ in both; RBONN's keeps the row sums of C, DCP-NAS's does not",
     ),
     Pair(
-        "3.131", r"\hat w = w^{t+1} + U \circ \operatorname{DReLU}(w, A)", "",
-        "4.52", r"P = \alpha^{t+1} + \eta\,\tilde\psi\circledast\alpha", "", "U becomes ψ̃: the bracket is learned",
+        "3.131", r"U \circ \operatorname{DReLU}(w, A)", "",
+        "4.52", r"\eta\,\tilde\psi\circledast\alpha", "", "U becomes ψ̃: the bracket is learned",
     ),
     Pair(
-        "3.133", r"\operatorname{DReLU}(w_i, A_i) = w_i \text{ where chosen, } 0 \text{ otherwise}", "",
+        "3.133", r"w_i \text{ if chosen, else } 0", "",
         "4.52", r"\tilde\alpha_{:,m} \text{ otherwise}", "", "the second branch adds nothing; so reads 4.52 as derived",
     ),
     Pair(
-        "3.134", r"\operatorname{ranking} > T = \operatorname{int}(C_{out}\,\tau)", "",
-        "4.52", r"\operatorname{ranking} > \tau", "", "τ was a fraction of the channels; here it is a rank",
+        "3.134", r"\operatorname{ranking} > \operatorname{int}(C_{out}\,\tau)", "",
+        "4.52", r"\operatorname{ranking} > \tau", "", "τ was a fraction of the channels; 4.52 does not say; we take a rank",
     ),
     Pair(
-        "3.135", r"U = \lvert U - \eta_3\,\partial L/\partial U\rvert, \quad U \in \mathbb{R}_+^{C_{out}}", "",
-        "4.51", r"\tilde\psi = \lvert\tilde\psi - \eta_\psi\,\partial L/\partial\tilde\psi\rvert", "",
+        "3.135", r"\lvert U - \eta_3\,\partial L/\partial U\rvert, \; U \ge 0", "",
+        "4.51", r"\lvert\tilde\psi - \eta_\psi\,\partial L/\partial\tilde\psi\rvert", "",
         "where the absolute value comes from: U is declared positive",
     ),
     Pair(
-        "3.136", r"\partial L/\partial U = \partial L_S/\partial w \circ \operatorname{DReLU}(w^{t-1}, A)", "",
-        "4.51", r"\partial L/\partial\tilde\psi = \eta\,\partial L/\partial\tilde\alpha\circledast\alpha", "",
+        "3.136", r"\partial L_S/\partial w \circ \operatorname{DReLU}(w, A)", "",
+        "4.51", r"\eta\,\partial L/\partial\tilde\alpha\circledast\alpha", "",
         "the gradient that 4.51 leaves out; this book's 4.51′",
     ),
 )  # fmt: skip
@@ -121,5 +118,5 @@ def markdown() -> str:
     """The two derivations as a Markdown table of parallel columns."""
     rows = ["| RBONN | DCP-NAS | what the renaming shows |", "|" + "---|" * 3]
     for p in PAIRS:
-        rows.append(f"| ({p.number}) ${p.tex}$ | [({p.heir})](#eq-{p.heir.replace('.', '-')}) ${p.heir_tex}$ | {p.shows} |")
+        rows.append(f"| ({p.number})<br>${p.tex}$ | [({p.heir})](#eq-{p.heir.replace('.', '-')})<br>${p.heir_tex}$ | {p.shows} |")
     return "\n".join(rows)
