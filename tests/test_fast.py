@@ -16,7 +16,7 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
 
-from dcpnas_lite.engine.fast import Chain, FastSupernet, GridBinaryConv2d, GridConv2d, accelerate, scaled_prelu
+from dcpnas_lite.engine.fast import Chain, FastSupernet, GridBinaryConv2d, GridConv2d, Sign, accelerate, scaled_prelu
 from dcpnas_lite.method.coupling import one_step_coupling
 from dcpnas_lite.method.objectives import nas_loss
 from dcpnas_lite.method.selection import perturbation
@@ -32,7 +32,8 @@ from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet
 NETWORKS = [
     *((MICRO, 3, size, binary) for size in ((16, 16), (13, 17)) for binary in (False, True)),
     *((PAPER, 2, (9, 7), binary) for binary in (False, True)),
-]
+    (MICRO, 3, (13, 17), "shortcut"), (PAPER, 2, (9, 7), "shortcut"),
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +132,7 @@ def test_second_derivatives(space, layers, size, binary):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("binary", [False, True, "shortcut"])
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "none"])
 def test_every_operation_on_its_own(name, binary, stride):
     """In a cell whose edges all have it and `none`; of stride 2 in a reduction cell, at 4 and at 8 input channels."""
@@ -213,7 +214,7 @@ def test_nothing_is_kept_after_an_error():
 
 
 @pytest.mark.parametrize("layers, size", [(2, (9, 9)), (3, (16, 13))])
-@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("binary", [False, True, "shortcut"])
 @pytest.mark.parametrize("cell", [PUBLISHED, Genotype.from_operations(MICRO, ["dil_conv_3x3", "dil_conv_5x5", "sep_conv_3x3"])])
 def test_a_discrete_network(cell, binary, layers, size):
     torch.manual_seed(0)
@@ -352,6 +353,25 @@ def scaled(count, beta, slope, bias=None):
     count = count if bias is None else count + (bias - bias.detach()).view(1, -1, 1, 1)
     count = count * beta.view(1, -1, 1, 1)
     return torch.where(count > 0, count, slope.view(1, -1, 1, 1) * count)
+
+
+def test_shifted_sign_in_every_mode():
+    """At 0 of either sign, at and beyond the ends of the window, at nan; by torch.autograd and by torch.func."""
+    x = torch.cat([torch.tensor([0.0, -0.0, 1.0, -1.0, 1.1, -1.1, torch.nan], dtype=torch.float64), 2 * normal(20)])
+    tangent, upstream, results = normal(27, seed=1), normal(27, seed=2), []
+    for function in (lambda t: binarize.sign(t) + 1.0, Sign(1.0)):
+        def loss(t, function=function):
+            return ((function(t) * t) * upstream).pow(3).sum()
+        leaf = x.clone().requires_grad_()
+        first, = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        second, = torch.autograd.grad(first @ tangent, leaf)
+        value, forward = torch.func.jvp(function, (x,), (tangent,))
+        _, forward_over_reverse = torch.func.jvp(torch.func.grad(loss), (x,), (tangent,))
+        assert torch.equal(torch.func.vmap(function)(x).nan_to_num(), value.nan_to_num())
+        results.append([value, forward, first, second, forward_over_reverse])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12, equal_nan=True)
+    assert results[0][0][-21].isnan() and results[1][0][-21].isnan()
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

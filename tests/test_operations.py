@@ -27,7 +27,7 @@ from dcpnas_lite.network.operations import (
 from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet
 from dcpnas_lite.report import plots
 
-EVERY = list(itertools.product(OPERATIONS, (1, 2), (False, True)))
+EVERY = list(itertools.product(OPERATIONS, (1, 2), (False, True, "shortcut")))
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,28 @@ def test_binary_convolutions_against_the_layers_of_the_docstring(name, stride):
     torch.testing.assert_close(op(x), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name, stride", [(name, s) for name, s, binary in EVERY if binary])
+@pytest.mark.parametrize("c_in, c_out, stride", [(6, 6, 1), (6, 6, 2), (6, 2, 1), (8, 4, 2), (2, 6, 1), (2, 4, 2)])
+def test_a_shortcut_adds_the_input(c_in, c_out, stride):
+    """x + BatchNorm(PReLU(1-bit convolution(BatchNorm(x)))); x averaged over pixels and groups of channels, or repeated."""
+    block, = convolution(c_in, c_out, 1, "shortcut", False, stride)
+    block.double()
+    x = images(3, c_in, 7, 5)
+    layers = convolution(c_in, c_out, 1, True, False, stride)
+    nn.Sequential(*layers).double().load_state_dict({k: v for k, v in block.state_dict().items()})
+    shortcut = torch.stack([
+        torch.stack([x[:, c::c_out].mean(1) if c_in >= c_out else x[:, c % c_in] for c in range(c_out)], 1)[
+            :, :, stride * i : stride * i + stride, stride * j : stride * j + stride].mean((2, 3))
+        for i in range(-(-7 // stride)) for j in range(-(-5 // stride))], 2).unflatten(2, (-(-7 // stride), -1))  # fmt: skip
+    want = shortcut + F.batch_norm(nn.Sequential(*layers)(x), None, None, training=True)
+    torch.testing.assert_close(block(x), want, rtol=0, atol=1e-12)
+    assert (shortcut != 0).all()
+
+
+def test_without_a_multiple_there_is_no_shortcut():
+    assert len(convolution(6, 4, 1, "shortcut", False)) == 3 == len(convolution(6, 4, 1, "plain", False))
+
+
+@pytest.mark.parametrize("name, stride", [(name, s) for name, s, binary in EVERY if binary is True])
 def test_binary_operations_multiply_only_plus_and_minus_one(name, stride, monkeypatch):
     factors, original = [], F.conv2d
 
@@ -198,6 +219,7 @@ def test_supernet_form_has_no_batchnorm_state_and_discrete_form_has():
 
 
 @pytest.mark.parametrize("arguments, message", [
+    (("skip_connect", 4, 1, "bireal"), r"^binary: expected False, True, plain or shortcut, got 'bireal'$"),
     (("conv_7x7", 4, 1, False), "operation: expected one of none, .*got 'conv_7x7'"),
     (("none", 4, 3, False), "stride: expected 1 or 2, got 3"),
     (("skip_connect", 3, 2, True), "channels: expected an even number.*got 3"),

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..network import binarize
-from ..network.binarize import BinaryConv2d, PReLU
+from ..network.binarize import BinaryConv2d, PReLU, sign
 from ..network.discrete import DiscreteNetwork
+from ..network.operations import Shortcut
 from ..network.supernet import MixedCell, Skeleton, Supernet
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 def accelerate(net: Skeleton) -> Skeleton:
     """`net` itself, a plain `Supernet` or `DiscreteNetwork`, fast from now on; ValueError for anything else.
 
-    In a supernet the forward hooks of layers that are computed together no longer run. A discrete network keeps its layers; it is
-    for training, and PReLU is torch's own, which at 0 has another derivative in forward mode and at second order.
+    The forward hooks of layers that are computed together no longer run.
     """
     if type(net) not in (Supernet, DiscreteNetwork):
         raise ValueError(f"net: expected a plain Supernet or DiscreteNetwork, got {type(net).__name__}")
@@ -43,15 +43,13 @@ def accelerate(net: Skeleton) -> Skeleton:
             module.__class__ = _ON_GRIDS[type(module)]
             module.padding = module.weight.shape[2] // 2  # of the undilated convolution; what it was is in `by_grids`
             module.every, module.stride, module.dilation = _one(module.stride), 1, 1
-        elif type(module) is PReLU and type(net) is DiscreteNetwork:
-            module.__class__ = nn.PReLU
+    for module in net.modules():
+        if type(module) is nn.Sequential:
+            module.__class__ = Chain
+            module.plan()
+        elif type(module) is MixedCell:
+            module.__class__ = FastCell
     if type(net) is Supernet:
-        for module in net.modules():
-            if type(module) is nn.Sequential:
-                module.__class__ = Chain
-                module.plan()
-            elif type(module) is MixedCell:
-                module.__class__ = FastCell
         net.__class__ = FastSupernet
         net.found = [p for name, p in net.named_parameters() if not name.startswith("alpha.")]
         net.signed = [step for m in net.modules() if type(m) is Chain for step in m.steps if type(step) is Signed]
@@ -123,7 +121,36 @@ class Sign:
     shift: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        return binarize.sign(x).add_(self.shift)
+        return ShiftedSign.apply(x, self.shift) if binarize.sign is sign else binarize.sign(x).add_(self.shift)
+
+
+class ShiftedSign(torch.autograd.Function):
+    """sign(x) + shift, written out: half the passes over memory of `binarize.sign`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, shift: float) -> Tensor:
+        return x.clamp(-1, 0).floor_().mul_(2).add_(1 + shift)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _window(grad, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, shift: None) -> Tensor:
+        return _window(tangent, *ctx.saved_tensors)
+
+
+def _window(grad: Tensor, x: Tensor) -> Tensor:
+    """grad · 1_{|x| ≤ 1}."""
+    end = 1 + torch.finfo(x.dtype).eps
+    return torch.ops.aten.hardtanh_backward.default(grad, x, -end, end)
 
 
 class Signed:
@@ -238,6 +265,10 @@ def scaled_prelu(
 # -- shared entries ---------------------------------------------------------------------------------------------------
 
 
+class Begin:
+    """Here begins a `Shortcut`."""
+
+
 class Chain(nn.Sequential):
     """Layers one after the other, `entry` of them alike for every chain of the same `key`: without weights and without state."""
 
@@ -245,6 +276,10 @@ class Chain(nn.Sequential):
         layers, self.steps = list(self), []
         while layers:
             layer = layers.pop(0)
+            if type(layer) is Shortcut:
+                layers = [*layer, Shortcut.join, *layers]
+                self.steps += [Begin] if self.steps else []  # the first one begins with the chain
+                continue
             if _is_signed(layer) and layers and type(layers[0]) is PReLU:
                 self.steps += [Sign(-layer.pad_value if layer.padding else 0.0), Signed(layer, layers.pop(0))]
             else:
@@ -258,13 +293,17 @@ class Chain(nn.Sequential):
             x = step(x)
         return x
 
-    def leave(self, x: Tensor) -> Tensor:
+    def leave(self, x: Tensor, begin: Tensor) -> Tensor:
+        """The rest of the chain; `begin` is what entered it."""
         for step in self.steps[self.entry :]:
-            x = step(x)
+            if step is Begin:
+                begin = x
+            else:
+                x = step(x, begin) if step is Shortcut.join else step(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.leave(self.enter(x))
+        return self.leave(self.enter(x), x)
 
 
 def _is_signed(layer: nn.Module) -> bool:
@@ -308,7 +347,7 @@ class FastCell(MixedCell):
                 if type(op) is Chain:
                     if (i, op.key) not in entered:
                         entered[i, op.key] = op.enter(nodes[i])
-                    out = op.leave(entered[i, op.key])
+                    out = op.leave(entered[i, op.key], nodes[i])
                 else:
                     out = op(nodes[i])
                 nodes[j] = nodes[j] + weight.view(-1, 1, 1, 1) * out

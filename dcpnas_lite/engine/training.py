@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -50,17 +51,18 @@ def fit(
     device: str = "cpu",
     precision: str = "float32",
 ) -> tuple[DiscreteNetwork, tuple[float, ...]]:
-    """The network of `genotype`, trained on data.train and in evaluation mode, and its mean training loss of each epoch.
+    """The plain network of `genotype`, trained on data.train and in evaluation mode, and its mean training loss of each epoch.
 
     Raises as `evaluation.training.train`.
     """
     if bits not in (1, 32):
         raise ValueError(f"bits: expected 1 or 32, got {bits!r}")
     with initialised_by(torch.Generator().manual_seed(config.seed)):
-        network = DiscreteNetwork(
+        plain = DiscreteNetwork(
             genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1
         ).to(device)
-    accelerate(network).set_precision(precision)
+    plain.set_precision(precision)
+    network = accelerate(copy.deepcopy(plain))
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     size = min(config.batch, len(data.train))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * (len(data.train) // size))
@@ -81,4 +83,5 @@ def fit(
             total, count = total + loss.item(), count + 1
         losses.append(total / count)
         epochs.set_postfix_str(f"loss {losses[-1]:.3f}")
-    return network.eval(), tuple(losses)
+    plain.load_state_dict(network.state_dict())
+    return plain.eval(), tuple(losses)

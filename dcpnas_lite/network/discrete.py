@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .binarize import BinaryConv2d
 from .genotype import Genotype
-from .operations import operation
+from .operations import Binary, operation
 from .supernet import Skeleton
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class DiscreteCell(nn.Module):
     """One operation an edge; input nodes → intermediate nodes. An edge `none` is not computed, a node without edges is zero."""
 
-    def __init__(self, nodes: tuple, inputs: int, channels: int, reduction: bool, binary: bool):
+    def __init__(self, nodes: tuple, inputs: int, channels: int, reduction: bool, binary: Binary):
         super().__init__()
         self.nodes, self.stride = nodes, 2 if reduction else 1
         self.operations = nn.ModuleList(
@@ -48,7 +48,7 @@ class DiscreteNetwork(Skeleton):
         layers: int = 3,
         classes: int = 10,
         in_channels: int = 1,
-        binary: bool = True,
+        binary: Binary = True,
     ):
         super().__init__(
             genotype.inputs,

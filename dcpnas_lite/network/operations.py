@@ -26,14 +26,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..validate import number
 from .binarize import BinaryConv2d, PReLU
 from .seeded import initialised_by
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 #: The eight of the source, in the order of the columns of α. What is registered later does not change them.
 OPERATIONS = (
@@ -48,6 +52,9 @@ OPERATIONS = (
 )
 
 
+Block = Literal["plain", "shortcut"]  # the 1-bit form: that of the text; with a real-valued shortcut around every convolution
+Binary = bool | Block  # False: the real-valued form; True: "plain"
+
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -60,23 +67,50 @@ def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
 
 
+class Shortcut(nn.Sequential):
+    """Layers with a real-valued shortcut around them, layers(x) + x, as in Bi-Real Net (Z. Liu et al., ECCV 2018).
+
+    Where the layers halve the resolution, x is averaged over 2 × 2 pixels; where they have k times fewer channels, over groups
+    of k, and where they have k times more, it is repeated k times.
+    """
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C2 H2 W2"]:
+        return self.join(super().forward(x), x)
+
+    @staticmethod
+    def join(out: Float[Tensor, "N C2 H2 W2"], x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C2 H2 W2"]:
+        """out + x, x brought to the shape of out."""
+        if out.shape[2:] != x.shape[2:]:
+            x = F.avg_pool2d(x, 2, ceil_mode=True)
+        c_in, c_out = x.shape[1], out.shape[1]
+        if c_in > c_out:
+            x = x.unflatten(1, (c_in // c_out, c_out)).mean(1)
+        elif c_in < c_out:
+            x = x.repeat(1, c_out // c_in, 1, 1)
+        return out + x
+
+
 def convolution(
-    c_in: int, c_out: int, kernel: int, binary: bool, affine: bool, stride: int = 1, dilation: int = 1, groups: int = 1
+    c_in: int, c_out: int, kernel: int, binary: Binary, affine: bool, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> list[nn.Module]:
     """One convolution layer that keeps the resolution up to `stride`.
 
-    Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign and 1-bit convolution → PReLU.
+    Real-valued: ReLU → convolution → BatchNorm. 1-bit: BatchNorm → sign and 1-bit convolution → PReLU. As "shortcut":
+    x + those three and one more BatchNorm, without which the numbers grow from shortcut to shortcut; none where neither number
+    of channels is a multiple of the other.
     """
     seen = []
     if kernel == 1 and stride == 2 and c_in < 8:  # channels last, torch's own (2.13, on a CPU) writes beyond its memory there
         seen, stride = [EverySecond()], 1
     geometry = dict(stride=stride, padding=dilation * (kernel // 2), dilation=dilation, groups=groups)
     if binary:
-        return [norm(c_in, affine), *seen, BinaryConv2d(c_in, c_out, kernel, **geometry), PReLU(c_out)]
+        layers = [norm(c_in, affine), *seen, BinaryConv2d(c_in, c_out, kernel, **geometry), PReLU(c_out)]
+        fits = max(c_in, c_out) % min(c_in, c_out) == 0
+        return [Shortcut(*layers, norm(c_out, affine))] if binary == "shortcut" and fits else layers
     return [nn.ReLU(), *seen, nn.Conv2d(c_in, c_out, kernel, bias=False, **geometry), norm(c_out, affine)]
 
 
-def separable(channels: int, kernel: int, stride: int, dilation: int, binary: bool, affine: bool) -> list[nn.Module]:
+def separable(channels: int, kernel: int, stride: int, dilation: int, binary: Binary, affine: bool) -> list[nn.Module]:
     """Depthwise k × k convolution, then pointwise 1 × 1; real-valued, nothing stands between the two (as in DARTS)."""
     depthwise = convolution(channels, channels, kernel, binary, affine, stride, dilation, groups=channels)
     pointwise = convolution(channels, channels, 1, binary, affine)
@@ -108,7 +142,7 @@ class FactorizedReduce(nn.Module):
     other operations of stride 2, and without a number that the image does not have.
     """
 
-    def __init__(self, c_in: int, c_out: int, binary: bool, affine: bool):
+    def __init__(self, c_in: int, c_out: int, binary: Binary, affine: bool):
         super().__init__()
         if c_out % 2:
             raise ValueError(f"channels: expected an even number where an edge halves the resolution, got {c_out}")
@@ -124,7 +158,7 @@ class FactorizedReduce(nn.Module):
 
 # -- the registry -----------------------------------------------------------------------------------------------------
 
-Builder = Callable[[int, int, bool, bool], nn.Module]  # (channels, stride, binary, affine)
+Builder = Callable[[int, int, Binary, bool], nn.Module]  # (channels, stride, binary, affine)
 
 
 class Entry(NamedTuple):
@@ -135,19 +169,19 @@ class Entry(NamedTuple):
     colour: str
 
 
-def _none(channels: int, stride: int, binary: bool, affine: bool) -> nn.Module:
+def _none(channels: int, stride: int, binary: Binary, affine: bool) -> nn.Module:
     return Zero(stride)
 
 
-def _skip(channels: int, stride: int, binary: bool, affine: bool) -> nn.Module:
+def _skip(channels: int, stride: int, binary: Binary, affine: bool) -> nn.Module:
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, binary, affine)
 
 
-def _max_pool(channels: int, stride: int, binary: bool, affine: bool) -> nn.Module:
+def _max_pool(channels: int, stride: int, binary: Binary, affine: bool) -> nn.Module:
     return nn.Sequential(nn.MaxPool2d(3, stride, padding=1), norm(channels, affine))
 
 
-def _avg_pool(channels: int, stride: int, binary: bool, affine: bool) -> nn.Module:
+def _avg_pool(channels: int, stride: int, binary: Binary, affine: bool) -> nn.Module:
     return nn.Sequential(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), norm(channels, affine))
 
 
@@ -198,7 +232,7 @@ def register(name: str, build: Builder, size: float | None = None, colour: str =
     REGISTRY[name] = Entry(build, None if size is None else number("size", size, 0.0), colour)
 
 
-def operation(name: str, channels: int, stride: int, binary: bool, affine: bool = True) -> nn.Module:
+def operation(name: str, channels: int, stride: int, binary: Binary, affine: bool = True) -> nn.Module:
     """The operation `name` on an edge: (N, C, H, W) → (N, C, ⌈H/stride⌉, ⌈W/stride⌉), stride 1 or 2.
 
     `affine=False` is the form inside a supernet (see `norm`). Raises ValueError for a name that is not registered, or another
@@ -206,6 +240,8 @@ def operation(name: str, channels: int, stride: int, binary: bool, affine: bool 
     """
     if stride not in (1, 2):
         raise ValueError(f"stride: expected 1 or 2, got {stride!r}")
+    if binary not in (False, True, *get_args(Block)):
+        raise ValueError(f"binary: expected False, True, {' or '.join(get_args(Block))}, got {binary!r}")
     if name not in REGISTRY:
         raise ValueError(f"operation: expected one of {', '.join(REGISTRY)}, got {name!r}")
     return REGISTRY[name].build(channels, stride, binary, affine)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..validate import integer
-from .operations import OPERATIONS, REGISTRY, FactorizedReduce, convolution, norm, operation
+from .operations import OPERATIONS, REGISTRY, Binary, FactorizedReduce, convolution, norm, operation
 from .precision import MixedPrecision
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Skeleton(MixedPrecision):
         layers: int,
         classes: int,
         in_channels: int,
-        binary: bool,
+        binary: Binary,
         affine: bool,
     ):
         super().__init__()
@@ -125,7 +125,7 @@ class Skeleton(MixedPrecision):
         self.classifier = nn.Linear(widths[-1], classes)
 
     @staticmethod
-    def _preprocess(c_in: int, c_out: int, binary: bool, affine: bool, behind: int, pool: bool) -> nn.Sequential:
+    def _preprocess(c_in: int, c_out: int, binary: Binary, affine: bool, behind: int, pool: bool) -> nn.Sequential:
         """1 × 1 convolution, of stride 2 where this input lags one halving behind the other."""
         steps = [FactorizedReduce(c_in, c_out, binary, affine)] if behind else convolution(c_in, c_out, 1, binary, affine)
         return nn.Sequential(*([nn.AvgPool2d(2, ceil_mode=True)] if pool else []), *steps)
@@ -158,7 +158,7 @@ class MixedEdge(nn.ModuleDict):
 class MixedCell(nn.Module):
     """Input nodes and mix = softmax(α) (E, M), or one for each image (N, E, M) → intermediate nodes (Eqs. 4.27-4.28)."""
 
-    def __init__(self, space: Space, cell_type: str, channels: int, binary: bool):
+    def __init__(self, space: Space, cell_type: str, channels: int, binary: Binary):
         super().__init__()
         self.space, self.edges = space, nn.ModuleList()
         for i, _ in space.edges:
@@ -187,7 +187,7 @@ class Supernet(Skeleton):
         layers: int = 3,
         classes: int = 10,
         in_channels: int = 1,
-        binary: bool = False,
+        binary: Binary = False,
     ):
         super().__init__(
             space.inputs,
