@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 LIMIT = 1 << 30  # bytes that reading one file may take
+HEADER = "dcpnas_lite"  # the entry of a safetensors file that is ours
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
@@ -132,6 +133,46 @@ def arrays_from_bytes(content: bytes, path: str | os.PathLike, what: str, sealed
         raise error if str(error).startswith(str(path)) else refuse(f"an unreadable file ({error})") from None
     except Exception as error:  # zipfile, zlib and NumPy have a dozen kinds for a damaged file
         raise refuse(f"an unreadable file ({type(error).__name__})") from None
+
+
+def tensors_to_bytes(tensors: Mapping[str, np.ndarray], what: str, version: int, header: Mapping) -> bytes:
+    """A safetensors file of arrays; its header holds `what` it is, the version, `header`, and the SHA-256 of all this."""
+    from safetensors.numpy import save
+
+    entries = {**header, "what": what, "version": version}
+    text = json.dumps(entries | {"sha256": _tensor_digest(tensors, entries)}, ensure_ascii=False)
+    return save(dict(tensors), {HEADER: text})
+
+
+def tensors_from_bytes(content: bytes, path: str | os.PathLike, what: str, version: int) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, header) of `tensors_to_bytes`. ValueError in one line for a damaged or foreign file, or one of a newer version."""
+    from safetensors.numpy import load
+
+    def refuse(got: str):
+        return ValueError(f"{path}: expected {what}, got {got}")
+
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        entries = json.loads(header.get("__metadata__", {}).get(HEADER, "null"))
+    except Exception as error:  # SafetensorError, and what a damaged header makes of json and NumPy
+        raise refuse(f"an unreadable file, damaged or of another kind ({type(error).__name__})") from None
+    if not isinstance(entries, dict) or "what" not in entries:
+        raise refuse("a safetensors file that this package did not make")
+    if entries.pop("sha256", None) != _tensor_digest(tensors, entries):
+        raise refuse("a damaged one (its checksum is wrong)")
+    if (kind := entries.pop("what")) != what:
+        raise refuse(f"{kind}")
+    if (made := entries.pop("version")) > version:
+        raise refuse(f"one of version {made}, newer than {version}, which is all this package knows: update it")
+    return tensors, entries
+
+
+def _tensor_digest(tensors: Mapping[str, np.ndarray], entries: Mapping) -> str:
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 # -- one writer -------------------------------------------------------------------------------------------------------

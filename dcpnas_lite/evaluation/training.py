@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,6 +63,32 @@ def train(
         time.perf_counter() - started,
         network,
     )
+
+
+def describe(data: Data) -> dict:
+    """What has to be known of a data set to use a network that was trained on it."""
+    named = {name: list(getattr(data, name)) for name in ("classes", "mean", "std")}
+    return {"name": data.name, **named, "shape": list(data.train.x.shape[1:])}
+
+
+def save(path: str | os.PathLike, network: DiscreteNetwork, data: Data) -> None:
+    """Write a network that was trained on `data`: safetensors, atomically, with a checksum."""
+    size = {"channels": network.stem[0].out_channels, "layers": len(network.cells), "binary": network.binary}
+    about = {"genotype": json.loads(network.genotype.to_json()), "data": describe(data), "network": size}
+    arrays = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    files.write(path, files.tensors_to_bytes(arrays, WHAT, VERSION, about))
+
+
+def load(path: str | os.PathLike) -> tuple[DiscreteNetwork, dict]:
+    """(network in evaluation mode, what `describe` said of its data) from the file of `save`.
+
+    Raises ValueError in one line for a file that is damaged, of another kind or of a newer version.
+    """
+    arrays, about = files.tensors_from_bytes(files.read(path, WHAT), path, WHAT, VERSION)
+    data, genotype = about["data"], Genotype.from_json(json.dumps(about["genotype"]))
+    network = DiscreteNetwork(genotype, classes=len(data["classes"]), in_channels=data["shape"][0], **about["network"])
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    return network.eval(), data
 
 
 def predict(network: nn.Module, split: Split, batch: int = 256) -> Int[torch.Tensor, " N"]:
