@@ -71,7 +71,7 @@ def check_4_21(case: Case):
 
 chapter.exercise(
     "4.21",
-    "logits (N, C), target (N, C) -> ()",
+    "logits (N, classes), target (N, classes) -> ()",
     "L_NAS of softmax(logits) against a distribution over C classes, mean over N images",
     lambda *a: objectives.nas_loss(*a),
     {
@@ -186,7 +186,7 @@ def check_4_28(case: Case):
 
 chapter.exercise(
     "4.28",
-    "alpha (E, M), outputs (E, M, K) -> (E, K)",
+    "alpha (E, M), outputs (E, M, entries) -> (E, entries)",
     "each edge's mixture Σ_m softmax_m(α) o_m",
     _node,
     {

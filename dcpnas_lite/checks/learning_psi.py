@@ -188,7 +188,7 @@ def check_4_53(case: Case):
 
 chapter.exercise(
     "4.53",
-    "weights (M, K) -> (M)",
+    "weights (M, entries) -> (M)",
     "R(w_m) = ‖w_m‖², one row of weights per operation",
     lambda w: w.square().sum(1),
     {

@@ -56,7 +56,7 @@ def check_4_22(case: Case):
 
 chapter.exercise(
     "4.22",
-    "x (N, K), weight (C, K), beta (C) -> (N, C)",
+    "x (N, entries), weight (C_out, entries), beta (C_out) -> (N, C_out)",
     "1-bit product β ∘ (sign(x) ⊙ sign(w)), sign(0) = +1",
     lambda x, w, b: b * (binarize.sign(x) @ binarize.sign(w).T),
     {
@@ -92,7 +92,7 @@ def check_4_23(case: Case):
 
 chapter.exercise(
     "4.23",
-    "weight (C, K), beta (C) -> ()",
+    "weight (C_out, entries), beta (C_out) -> ()",
     "reconstruction error ‖w − β ∘ sign(w)‖²",
     lambda *a: binarize.reconstruction_error(*a),
     {
@@ -160,7 +160,7 @@ def check_4_35(case: Case):
 
 chapter.exercise(
     "4.35",
-    "x (K) -> (K)",
+    "x (entries) -> (entries)",
     "straight-through window 1_{|x| ≤ 1}, ends included",
     _window,
     {

@@ -18,11 +18,11 @@ VERDICTS = ("holds", "corrected", "under an assumption", "reconstructed")
 EXACT = 1e-9  # largest relative error of a line that holds (float64)
 WRONG = 1e-2  # smallest relative error of a line that fails
 
-#: Sizes of the three random problems of an exercise: no two letters agree, and E and M change places.
+#: Sizes of the three random problems of an exercise: no two agree, and E and M change places. See the page of notation.
 SIZES = (
-    {"E": 3, "M": 4, "N": 6, "C": 2, "K": 7},
-    {"E": 5, "M": 2, "N": 3, "C": 4, "K": 6},
-    {"E": 14, "M": 8, "N": 5, "C": 3, "K": 9},
+    {"E": 3, "M": 4, "N": 6, "classes": 2, "C_out": 5, "entries": 7},
+    {"E": 5, "M": 2, "N": 3, "classes": 4, "C_out": 7, "entries": 6},
+    {"E": 14, "M": 8, "N": 5, "classes": 3, "C_out": 4, "entries": 9},
 )
 
 
@@ -106,7 +106,7 @@ class Exercise:
         arguments = {}
         for name, shape in re.findall(r"(\w+)(?: (\([^)]*\)))?(?:,|$)", self.signature.partition(" -> ")[0]):
             if shape:
-                size = [SIZES[number][letter] for letter in re.findall(r"\w", shape)]
+                size = [SIZES[number][axis] for axis in re.findall(r"\w+", shape)]
                 arguments[name] = torch.randn(size, generator=generator, dtype=torch.float64)
             else:
                 arguments[name] = 0.1 + 0.8 * torch.rand((), generator=generator).item()

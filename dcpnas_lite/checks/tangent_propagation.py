@@ -93,7 +93,7 @@ def check_4_29(case: Case):
 
 chapter.exercise(
     "4.29 derived",
-    "target (N, C), p (N, C), slopes (N, C, K) -> (K)",
+    "target (N, classes), p (N, classes), slopes (N, classes, entries) -> (entries)",
     "tangent direction Σ_n (p_n(X)/p_n) ∂p_n/∂α, mean over N images; slopes[s, n] = ∂p_n/∂α of image s",
     lambda t, p, s: einsum("sn,snk->k", t / p, s) / len(p),
     {
@@ -127,7 +127,7 @@ def check_4_30(case: Case):
 
 chapter.exercise(
     "4.30",
-    "child_logits (N, C), parent_logits (N, C) -> ()",
+    "child_logits (N, classes), parent_logits (N, classes) -> ()",
     "gain G = Σ_n p_n log(p̂_n/p_n), mean over N images; p of the Parent, p̂ of the Child",
     lambda *a: objectives.kl_gain(*a),
     {
@@ -213,7 +213,7 @@ def check_4_33(case: Case):
 
 chapter.exercise(
     "4.33",
-    "gradient (K), direction (K), hessian (K, K), lam -> (K)",
+    "gradient (entries), direction (entries), hessian (entries, entries), lam -> (entries)",
     "∇(−G + λ D) with gradient = ∂G/∂α̂, direction = ∂f̃/∂α, hessian = H_G",
     _loss_gradient,
     {
@@ -248,7 +248,7 @@ def check_4_36(case: Case):
 
 chapter.exercise(
     "4.36",
-    "p (N, C), scores (N, C, K) -> (K, K)",
+    "p (N, classes), scores (N, classes, entries) -> (entries, entries)",
     "Fisher information E[∂ log p ∂ log pᵀ], classes weighted by p, mean over N images; scores[s, n] = ∂ log p_n",
     lambda p, s: einsum("sn,sni,snj->ij", p, s, s) / len(p),
     {
