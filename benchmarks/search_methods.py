@@ -1,18 +1,26 @@
-r"""Search methods scored on the micro tables, one search after the other or many side by side in one wide supernet (`wide.py`).
+r"""Search methods scored on the micro tables: the tables of chapter 11, each by one command that goes on where it was stopped.
 
-The tables of chapter 11: all methods in a small setting, on both data sets; louder and softer tangents; the final network's size.
+    MAKE="python benchmarks/search_methods.py --out"
+    DEFAULT='"channels": 16, "layers": 3, "rounds": 4, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
+    LARGE='"channels": 16, "layers": 3, "rounds": 6, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
+    $MAKE runs/default-digits.jsonl --changes "{$DEFAULT}" --methods dcp-nas
+    $MAKE runs/default-fashion.jsonl --changes "{$DEFAULT, \"finalists\": 5}" --methods dcp-nas --data fashion_mnist --seeds 0 10
+    $MAKE runs/scored-digits.jsonl --changes "{$LARGE}" --methods dcp-nas cp-nas bnas darts
+
+A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE` writes the finished searches as a
+table: default-digits.csv, default-fashion_mnist.csv, selection-digits.csv. Their rows name all changes. Every search has a row
+for each reading of its supernet: a row without "selection" is what the strength of α says, one without "finalists" what
+perturbation says before a final.
+
+Small searches can also run many side by side in one wide supernet (`wide.py`, held against `algorithm10` by a test), 60 of them
+in about six minutes of one core:
 
     SMALL='"channels": 4, "batch": 16, "rounds": 4, "steps": 9, "alpha_lr": 0.06'
-    LARGE='"channels": 16, "layers": 3, "rounds": 6, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
-    MAKE="python benchmarks/search_methods.py --out"
     $MAKE runs/small-digits.jsonl --wide 60 --changes "{$SMALL}"
     $MAKE runs/small-fashion.jsonl --wide 60 --changes "{$SMALL}" --data fashion_mnist --seeds 0 5
     $MAKE runs/lambda-digits.jsonl --wide 60 --changes "{$SMALL, \"lam\": 10.0}" --methods dcp-nas
-    $MAKE runs/scored-digits.jsonl --workers 2 --changes "{$LARGE}" --methods dcp-nas cp-nas bnas darts
 
-A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE` writes the finished searches as a
-table: methods-digits.csv, methods-fashion_mnist.csv, lambda-digits.csv, selection-digits.csv. Their rows name all changes, so
-also the other λ. On a CPU, 60 small searches side by side take about six minutes of one core, and a large one takes two.
+They make methods-digits.csv, methods-fashion_mnist.csv and lambda-digits.csv, and a GPU made tuning-digits.csv.gz so.
 
 The hyper-parameters are chosen on the validation accuracy of the tables with the seeds of TUNING,
 and everything else runs with other seeds. A row per search is appended: the cell it returns; a wide supernet appends one after
@@ -30,6 +38,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +50,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from wide import perturbed, searches, shared
 
 from dcpnas_lite import files
+from dcpnas_lite.data import Data
 from dcpnas_lite.engine import jobs as pool
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import search
@@ -91,10 +101,11 @@ def line(job: Job, round_: int, alpha: Tensor, seconds: float) -> str:
     return json.dumps([*job, round_, cells.index(discretize(MICRO, {"normal": alpha})), round(seconds, 1)]) + "\n"
 
 
-def by_strength(job: Job) -> Job:
-    """The job whose row says what the strength of the same α names."""
+def read_as(job: Job, reading: str) -> Job:
+    """The job whose row says what an earlier reading of the same supernet names: "strength" or "perturbation"."""
     method, changes, seed = job
-    return method, {name: value for name, value in changes.items() if name != "selection"}, seed
+    later = {"strength": ("selection", "finalists", "final_epochs"), "perturbation": ("finalists", "final_epochs"), "final": ()}
+    return method, {name: value for name, value in changes.items() if name not in later[reading]}, seed
 
 
 def run(data, jobs: list[Job], path: Path, device: str) -> None:
@@ -102,7 +113,7 @@ def run(data, jobs: list[Job], path: Path, device: str) -> None:
     configs, started = [configured(*job) for job in jobs], time.perf_counter()
 
     def each_round(round_: int, alpha: Tensor, loss) -> None:
-        read = [(by_strength(job), a) for job, a in zip(jobs, alpha, strict=True)]
+        read = [(read_as(job, "strength"), a) for job, a in zip(jobs, alpha, strict=True)]
         if configs[0].selection == "perturbation":
             read += zip(jobs, perturbed(alpha, loss), strict=True)
         table.append(path, "".join(line(job, round_, a, time.perf_counter() - started) for job, a in read))
@@ -110,22 +121,17 @@ def run(data, jobs: list[Job], path: Path, device: str) -> None:
     searches(data, configs, device, each_round)
 
 
-_worker: dict = {}
-
-
-def start_worker(name: str, root: str | None) -> None:
+def prepare(name: str, root: str | None) -> Data:
     torch.set_num_threads(1)
-    _worker["data"] = table.RECIPES[name].load(root)
+    return table.RECIPES[name].load(root)
 
 
-def search_one(job: Job) -> str:
-    """One plain search; its row, and where the cell is selected by perturbation another one for the strength of the same α."""
+def search_one(job: Job, data: Data) -> str:
+    """One plain search; a row for every reading of its supernet."""
     config = configured(*job)
-    result = search(_worker["data"], config)
-    rows = line(by_strength(job), config.rounds, result.alphas["normal"], result.seconds)
-    if config.selection == "perturbation":
-        rows += json.dumps([*job, config.rounds, cells.index(result.genotype), round(result.seconds, 1)]) + "\n"
-    return rows
+    result = search(data, config)
+    cell = {reading: (config.rounds, cells.index(found), round(result.seconds, 1)) for reading, found in result.readings.items()}
+    return "".join(json.dumps([*read_as(job, reading), *row]) + "\n" for reading, row in cell.items())
 
 
 def finished(path: Path) -> list[tuple[str, dict, int, int]]:
@@ -186,7 +192,7 @@ def search_all(args: argparse.Namespace) -> None:
         for group in groups(jobs, args.wide):
             run(data, group, args.out, args.device)
         return
-    with contextlib.closing(pool.run(jobs, search_one, args.workers, start_worker, (args.data, args.root))) as rows:
+    with contextlib.closing(pool.run(jobs, search_one, args.workers, partial(prepare, args.data, args.root))) as rows:
         for _, row in tqdm(rows, total=len(jobs), mininterval=5):
             table.append(args.out, row)
 

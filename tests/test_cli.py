@@ -311,7 +311,7 @@ def one_line(done, *words):
         (["search", "--out", "x", "--seeds", "3-1"], ["--seeds", "3-1"]),
         (["search", "--out", "x", "--seeds", "1,,2"], ["--seeds", "1,,2"]),
         (["search", "--out", "x", "--seeds", "all"], ["--seeds", "all"]),
-        (["search", "--out", "x", "--seeds", "0-1", "--workers", "0"], ["--workers", "at least 1", "0"]),
+        (["search", "--out", "x", "--seeds", "0-1", "--workers", "0"], ["workers", "expected 1 …", "got 0"]),
         (["search", "--out", "x", "--seeds", "0", "--data", "cifar10", "--root", "nowhere"], ["nowhere"]),
         (["train", "nowhere"], ["nowhere"]),
         (["train", "published", "--epochs", "0"], ["epochs", "at least 1", "0"]),
@@ -340,16 +340,23 @@ def test_ranges_of_seeds():
     assert parse_seeds("0-2,7,1") == [0, 1, 2, 7] and parse_seeds("5") == [5] and parse_seeds("3-3") == [3]
 
 
-LARGE = dict(space="paper", seed=3, layers=3, rounds=5, tangent_every=2)
+MICRO = dict(seed=3, channels=16, layers=3, rounds=4, steps=16, weight_lr=0.02, selection="perturbation")
+LARGE = dict(space="paper", seed=3, layers=3, rounds=5, tangent_every=2, selection="perturbation")
+PRINTED = dict(selection="strength", psi_shape="edge", eq_4_29="printed", eq_4_41="printed", eq_4_52="printed")
 
 
 @pytest.mark.parametrize(
     ("space", "data", "given", "expected"),
     [
-        ("micro", "digits", [], SearchConfig(seed=3)),
+        ("micro", "digits", [], SearchConfig(**MICRO)),
+        ("micro", "fashion_mnist", [], SearchConfig(**MICRO, finalists=5)),
+        ("micro", "digits", ["--as-printed"], SearchConfig(**MICRO | PRINTED)),
+        ("micro", "fashion_mnist", ["--as-printed", "--set", "tau=3"], SearchConfig(**MICRO | PRINTED, tau=3)),
+        ("micro", "digits", ["--as-printed", "--method", "cp-nas"], SearchConfig.method("cp-nas", **MICRO | PRINTED)),
         ("paper", "digits", [], SearchConfig(**LARGE, steps=16)),
-        ("paper", "cifar10", [], SearchConfig(**LARGE, steps=48)),
-        ("paper", "fashion_mnist", ["--set", "steps=7", "--method", "darts"], SearchConfig.method("darts", **LARGE, steps=7)),
+        ("paper", "cifar10", [], SearchConfig(**LARGE, steps=48, finalists=5)),
+        ("paper", "fashion_mnist", ["--set", "steps=7", "--method", "darts"],
+         SearchConfig.method("darts", **LARGE, steps=7, finalists=5)),
     ],
 )  # fmt: skip
 def test_defaults_follow_space_and_data(space, data, given, expected):

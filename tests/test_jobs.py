@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dcpnas_lite.__main__ import main
 from dcpnas_lite.engine import jobs
+from dcpnas_lite.evaluation.build import build
+from dcpnas_lite.evaluation.table import Recipe
+from dcpnas_lite.evaluation.training import TrainConfig
 
-_started: list = []
+_prepared: list = []
 
 
-def start(value: int) -> None:
-    _started.append(value)
+def prepare(value: int) -> list:
+    _prepared.append(value)
     if value < 0:
-        raise ValueError("start: expected a number of at least 0, got\none below")
+        raise ValueError("prepare: expected a number of at least 0, got\none below")
+    return _prepared
 
 
-def work(job):
+def work(job, prepared=()):
     """What the tests ask of a worker."""
     kind, value = job
     if kind == "die":
@@ -32,13 +40,20 @@ def work(job):
         Path(value).touch()
         time.sleep(60)
     if kind == "save":
-        Path(value).touch()
+        Path(value).write_text(str(os.getpid()))
         while not jobs.stopping():
             time.sleep(0.01)
+        Path(value).unlink()
         return "saved"
+    if kind == "hold":
+        name, gate = value
+        with open(gate / name, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        while not (gate / "open").exists():
+            time.sleep(0.01)
     if kind == "sleep":
         time.sleep(value)
-    return os.getpid(), _started
+    return os.getpid(), prepared
 
 
 def alive(pid: int) -> bool:
@@ -51,11 +66,11 @@ def alive(pid: int) -> bool:
 
 def test_every_job_has_its_result_and_the_workers_are_gone():
     wanted = [("square", k) for k in range(9)]
-    found = dict(jobs.run(iter(wanted), work, 2, start, (7,)))
+    found = dict(jobs.run(iter(wanted), work, 2, partial(prepare, 7)))
     assert set(found) == set(wanted)
     pids = {pid for pid, _ in found.values()}
     assert 1 <= len(pids) <= 2 and os.getpid() not in pids and not any(map(alive, pids))
-    assert all(started == [7] for _, started in found.values())
+    assert all(prepared == [7] for _, prepared in found.values())
     assert list(jobs.run([], work, 1)) == []
 
 
@@ -86,9 +101,9 @@ def test_a_job_that_fails_raises_its_own_error_after_those_under_way():
     assert found == [("sleep", 1)]
 
 
-def test_an_initializer_that_fails_says_why(capfd):
-    with pytest.raises(ValueError, match="start: expected a number of at least 0"):
-        list(jobs.run([("square", 0)] * 3, work, 1, start, (-1,)))
+def test_a_preparation_that_fails_says_why(capfd):
+    with pytest.raises(ValueError, match="prepare: expected a number of at least 0"):
+        list(jobs.run([("square", 0)] * 3, work, 1, partial(prepare, -1)))
     assert capfd.readouterr().err == ""
 
 
@@ -114,3 +129,133 @@ def test_ctrl_c_stops_between_two_results(tmp_path, kind, grace, expected):
     with pytest.raises(KeyboardInterrupt, match="^what is finished is kept$"):
         found.extend(result for _, result in jobs.run([(kind, str(path))] * 5, work, 1, grace=grace))
     assert found == expected and time.monotonic() - began < 25 and signal.getsignal(signal.SIGINT) is caught
+
+
+# A Dask cluster
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """The address of a scheduler with two worker processes; one that is killed is started again."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, protocol="tcp", dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def until(condition) -> None:
+    ends = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+def test_a_cluster_prepares_once_in_each_worker_and_once_more_for_another_run(scheduler):
+    wanted = [("square", k) for k in range(9)]
+    for value in (7, 8):
+        found = list(jobs.run(iter(wanted), work, 0, partial(prepare, value), scheduler=scheduler))
+        assert sorted(job for job, _ in found) == wanted
+        assert all(pid != os.getpid() and made.count(value) == 1 and made[-1] == value for _, (pid, made) in found)
+
+
+def test_a_job_of_a_killed_worker_is_done_by_another_and_nothing_twice(scheduler, tmp_path):
+    def pids(name):
+        return (tmp_path / name).read_text().split() if (tmp_path / name).exists() else []
+
+    def kill():
+        until(lambda: pids("a") and pids("b"))
+        os.kill(int(pids("a")[0]), signal.SIGKILL)
+        until(lambda: len(pids("a")) == 2)
+        (tmp_path / "open").touch()
+
+    wanted = [("square", 0), *(("hold", (name, tmp_path)) for name in "abcd")]
+    thread = threading.Thread(target=kill)
+    thread.start()
+    found = list(jobs.run(wanted, work, 0, scheduler=scheduler))
+    thread.join()
+    assert sorted(map(str, (job for job, _ in found))) == sorted(map(str, wanted))
+    by = {job[1][0]: pid for job, (pid, _) in found if job[0] == "hold"}
+    first, second = pids("a")
+    assert str(by["a"]) == second != first
+    assert [len(pids(name)) for name in "bcd"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("grace", [0, 60])
+def test_ctrl_c_and_a_caller_that_leaves_stop_the_jobs_of_a_cluster(scheduler, tmp_path, grace):
+    path, found = tmp_path / "begun", []
+
+    def interrupt():
+        until(path.exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt, match="^what is finished is kept$"):
+        found.extend(result for _, result in jobs.run([("save", str(path))], work, 0, grace=grace, scheduler=scheduler))
+    assert found == (["saved"] if grace else [])
+    until(lambda: not path.exists())
+    results = jobs.run([("square", 0), ("save", str(path))], work, 0, scheduler=scheduler)
+    next(results)
+    until(path.exists)
+    results.close()
+    until(lambda: not path.exists())
+
+
+def test_a_job_that_fails_on_a_cluster_raises_its_own_error(scheduler):
+    found = []
+    with pytest.raises(FloatingPointError, match="^the loss is not finite$"):
+        found.extend(jobs.run([("square", 0), ("fail", 0)], work, 0, scheduler=scheduler))
+    assert [job for job, _ in found] == [("square", 0)]
+
+
+def test_searches_of_seeds_on_a_cluster_of_which_one_worker_is_killed(scheduler, tmp_path):
+    tiny = ["--quiet", *(f"--set={s}" for s in ("rounds=2", "steps=12", "warmup=0", "channels=2", "layers=1", "batch=8"))]
+    out, whole = tmp_path / "all", tmp_path / "whole"
+    killed = []
+
+    def kill():
+        until((out / "seed-1" / "checkpoint.npz").exists)
+        _, pid, *_ = (out / "seed-1" / ".folder.lock").read_text().split()
+        os.kill(int(pid), signal.SIGKILL)
+        killed.append(int(pid))
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    assert main(["search", "--seeds", "0-1", "--out", str(out), "--scheduler", scheduler, *tiny]) == 0
+    thread.join()
+    assert killed and os.getpid() not in killed
+    assert main(["search", "--seed", "1", "--out", str(whole), *tiny]) == 0
+    with np.load(out / "seed-1" / "history.npz") as a, np.load(whole / "history.npz") as b:
+        assert set(a) == set(b) and all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
+    rows = (out / "searches.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["seed", "0", "1"]
+
+
+def test_a_table_built_on_a_cluster(scheduler, tmp_path):
+    recipe = Recipe("digits", {"size": 8}, TrainConfig(channels=2, layers=1, epochs=1, batch=512))
+    tables = [build(recipe, 1, 1, tmp_path / name, cells=[5, 7], progress=False, scheduler=where)
+              for name, where in (("a.csv", scheduler), ("b.csv", None))]  # fmt: skip
+    there, here = (sorted(line.split(",")[:-2] for line in path.read_text().splitlines()[1:]) for path in tables)
+    assert there == here and len(there) == 1 + 4
+
+
+@pytest.mark.parametrize("command", [["search", "--seeds", "0", "--out", "new"], ["microbench", "build", "--out", "new/t.csv"]])
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "CONNECT", 0.3)
+    for address, words in (("tcp://127.0.0.1:9", "127.0.0.1:9"), ("nonsense", "expected the address of a Dask scheduler")):
+        assert main([*command, "--scheduler", address]) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and words in error, error
+    monkeypatch.setitem(sys.modules, "distributed", None)  # as on a machine without it
+    assert main([*command, "--scheduler", "tcp://127.0.0.1:9"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "pip install 'dcpnas-lite[cluster]'" in error, error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_without_workers_is_refused(capsys):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=0, protocol="tcp", dashboard_address=None) as cluster:
+        with pytest.raises(ConnectionError, match="^scheduler: expected one with workers at tcp://.*, it has none$"):
+            jobs.check(1, cluster.scheduler_address)

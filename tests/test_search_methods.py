@@ -93,10 +93,9 @@ def test_a_wide_selection_is_its_members(tmp_path):
 
 def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
     data, changes = digits(size=8), {"channels": 2, "layers": 1, "rounds": 2, "steps": 1, "batch": 16, "lam": 30.0}
-    monkeypatch.setattr(search_methods, "_worker", {"data": data})
     seen = []
     monkeypatch.setattr(search_methods, "search", lambda *a: seen.append(search(*a)) or seen[-1])
-    rows = [search_methods.search_one((method, changes, 3)) for method in ("psi edge", "as printed")]
+    rows = [search_methods.search_one((method, changes, 3), data) for method in ("psi edge", "as printed")]
     derived, printed = seen  # the same but for the sign: one climbs where the other descends
     config = SearchConfig(**changes, seed=3, psi_shape="edge")
     assert torch.equal(derived.alphas["normal"], search(data, config).alphas["normal"]) and len(seen) == 2

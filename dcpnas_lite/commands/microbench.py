@@ -11,7 +11,7 @@ from ..evaluation.build import build, train_cell
 from ..evaluation.cells import operations
 from ..evaluation.microbench import MicroBench
 from ..evaluation.table import RECIPES, Recipe, pack
-from .shared import torch_device
+from .shared import add_scheduler, torch_device
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -20,6 +20,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", default="digits", choices=tuple(RECIPES))
     p.add_argument("--seeds", type=int, default=3, help="build: trainings of each cell")
     p.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    add_scheduler(p)
     p.add_argument("--out", help="build: the table, default runs/microbench-DATA.csv; pack: its compressed form")
     p.add_argument("--table", metavar="FILE", help="pack, show, check: a table that was built, not that of DATA")
     p.add_argument("--root", help="folder with the files of the data set")
@@ -37,7 +38,8 @@ def main(args: argparse.Namespace) -> int:
     if args.action == "build":
         if args.table:
             raise ValueError("--table: expected with pack, show or check; build writes to --out")
-        print(build(args.data, args.seeds, args.workers, args.out, root=args.root, device=args.device))
+        where = dict(root=args.root, device=args.device, scheduler=args.scheduler)
+        print(build(args.data, args.seeds, args.workers, args.out, **where))
     elif args.action == "pack":
         pack(args.table or f"runs/microbench-{args.data}.csv", args.out or f"microbench-{args.data}.csv.gz")
     elif args.action == "show":

@@ -1,4 +1,4 @@
-"""search --seeds: one search per seed, each in a process of its own and a folder of its own, and a table of all."""
+"""search --seeds: one search per seed, each a job in a folder of its own, and a table of all."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ import argparse
 import contextlib
 import csv
 import io
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
 from .. import data, files
+from ..engine import jobs
 from ..engine.resume import fingerprint
 from .folder import finished, read_summary
-from .search import block_sigint, main, settings
-from .shared import guarded, set_threads, sigint
+from .search import run_one, settings
+from .shared import set_threads, torch_device, what_is_wrong
 
 MOST_SEEDS = 10_000
+GRACE = 60  # seconds after Ctrl-C within which a search has made its step and is saved
 
 
 def run_seeds(args: argparse.Namespace) -> int:
     """One search per seed, each in a process of its own; SIGINT and SIGKILL end them all, and the same command goes on."""
-    if args.workers < 1:
-        raise ValueError(f"--workers: expected at least 1, got {args.workers}")
+    jobs.check(args.workers, args.scheduler)
     set_threads(args.threads)
+    if args.scheduler is not None:  # its workers were started in other folders
+        args.out, args.root = args.out.absolute(), args.root and str(Path(args.root).expanduser().absolute())
     wanted, waiting, done = parse_seeds(args.seeds), [], []
     images = fingerprint(data.load(args.data, args.root))  # where data are missing, one line says so, not one for each seed
     for seed in sorted(seed_folders(args.out).keys() | set(wanted)):  # those in the table all have the same settings
@@ -64,63 +62,48 @@ def seed_folders(out: Path) -> dict[int, Path]:
 
 
 def run_jobs(args: argparse.Namespace, waiting: list[argparse.Namespace]) -> int:
-    """The searches that are left, `args.workers` at a time."""
-    running, stop, left, failed = {}, [], [], []
-    context = multiprocessing.get_context("spawn")
-    with sigint(lambda *_: stop.append(True)):
-        while running or (waiting and not stop):
-            while waiting and len(running) < args.workers and not stop:
-                process = context.Process(target=search_in_worker, args=(waiting[0],))
-                block_sigint(True)  # the worker inherits it: see search_into
-                process.start()
-                block_sigint(False)
-                running[process] = waiting.pop(0)
-            multiprocessing.connection.wait([process.sentinel for process in running], timeout=0.2)
-            for process, job in list(running.items()):
-                if process.exitcode is None:
-                    if stop:
-                        os.kill(process.pid, signal.SIGINT)
-                    continue
-                del running[process]
-                if process.exitcode == 0:
+    """The searches that are left."""
+    failed = []
+    searches = jobs.run(waiting, search_seed, args.workers, grace=GRACE, scheduler=args.scheduler)
+    try:
+        with contextlib.closing(searches):
+            for job, (status, text) in searches:
+                if status == 0:
                     write_table(args.out)
                     print_seed(job.out)
-                else:
-                    (left if process.exitcode in (130, -signal.SIGINT) else failed).append(job.seed)
-    if failed:
-        raise RuntimeError(f"failed: seeds {', '.join(map(str, failed))}; the same command tries them again")
-    if left or waiting:
+                elif status == 2:
+                    failed.append(job.seed)
+                    print(f"dcpnas_lite: seed {job.seed}: {text}", file=sys.stderr)
+    except KeyboardInterrupt:
         print("stopped; the same command goes on from here")
         return 130
+    if failed:
+        raise RuntimeError(f"failed: seeds {', '.join(map(str, sorted(failed)))}; the same command tries them again")
     print(f"written to {args.out}: searches.csv, and for every seed a folder seed-K")
     return 0
 
 
-def search_in_worker(args: argparse.Namespace) -> None:
-    """What a worker process of run_seeds does."""
-
-    def leave_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)  # it was killed; as after any kill, the checkpoint stays
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, lambda *_: None)  # run_one's own handler stands while there is something to save
-    with contextlib.redirect_stdout(io.StringIO()):
-        status = guarded(main, args, f"dcpnas_lite: seed {args.seed}")
-    sys.exit(status)
+def search_seed(args: argparse.Namespace) -> tuple[int, str]:
+    """What a worker does: one search, as `run_one`; (2, what is wrong) where it fails, so that the others go on."""
+    try:
+        set_threads(args.threads)
+        return run_one(args, torch_device(args.device), stopping=jobs.stopping)
+    except Exception as error:
+        return 2, what_is_wrong(error)
 
 
 def print_seed(folder: Path) -> None:
     row = read_summary(folder)
-    print(f"seed {row['seed']}: {row['cell']} ({row['seconds']:.0f} s)", flush=True)
+    place = "" if row.get("percentile") is None else f"; better than {row['percentile']:.1f} % of the other cells"
+    print(f"seed {row['seed']}: {row['cell']}{place} ({row['seconds']:.0f} s)", flush=True)
 
 
 def write_table(out: Path) -> None:
     """searches.csv: the summaries of all finished searches in the folder, by seed."""
     rows = [read_summary(path) for _, path in sorted(seed_folders(out).items()) if (path / "genotype.json").exists()]
     buffer = io.StringIO()
-    if rows:
-        table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    if rows:  # an earlier search has fewer columns
+        table = csv.DictWriter(buffer, max(rows, key=len), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
     files.write(out / "searches.csv", buffer.getvalue())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +29,12 @@ def add_device(p: argparse.ArgumentParser) -> None:
     p.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def add_scheduler(p: argparse.ArgumentParser) -> None:
+    """--scheduler."""
+    p.add_argument("--scheduler", metavar="tcp://HOST:8786", help="Dask scheduler whose workers take the place of processes; "
+                   "they see the same folders (pip install 'dcpnas-lite[cluster]')")  # fmt: skip
+
+
 def torch_device(name: str) -> torch.device:
     """The torch device of that name; ValueError where this machine or this torch has none."""
     import torch
@@ -50,7 +54,7 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def guarded(command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace, name: str = "dcpnas_lite") -> int:
+def guarded(command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """The exit status of a command; 2 and one line on standard error where something is wrong, 130 where it was interrupted."""
     try:
         status = command(args) or 0
@@ -61,26 +65,22 @@ def guarded(command: Callable[[argparse.Namespace], int | None], args: argparse.
         return 0
     except KeyboardInterrupt as interrupt:
         line, status = f"interrupted; {one_line(interrupt) or 'what is written stays, the same command goes on from there'}", 130
-    except MemoryError as error:
-        line, status = f"not enough memory {one_line(error)}".strip(), 2
-    except (KeyError, AssertionError, TypeError) as error:  # torch's too, "Torch not compiled with CUDA enabled"
-        line, status = f"{type(error).__name__}: {one_line(error)}", 2
-    except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
-        line, status = one_line(error), 2
-    print(f"{name}: {line}", file=sys.stderr)
+    except (KeyError, AssertionError, TypeError, ValueError, OSError, ImportError, ArithmeticError, RuntimeError,
+            MemoryError) as error:  # fmt: skip
+        line, status = what_is_wrong(error), 2
+    print(f"dcpnas_lite: {line}", file=sys.stderr)
     return status
+
+
+def what_is_wrong(error: Exception) -> str:
+    """One line for a person: what an error says, with its kind where that alone says little."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory {one_line(error)}".strip()
+    if isinstance(error, ValueError | OSError | ImportError | ArithmeticError | RuntimeError):
+        return one_line(error)
+    return f"{type(error).__name__}: {one_line(error)}"  # torch's too, "Torch not compiled with CUDA enabled"
 
 
 def one_line(error: BaseException) -> str:
     """What an error says."""
     return " ".join(str(error).split())
-
-
-@contextlib.contextmanager
-def sigint(handler: Callable) -> Iterator[None]:
-    """Handle Ctrl-C by `handler` in this block."""
-    old = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, old)

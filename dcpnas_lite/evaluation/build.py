@@ -7,6 +7,7 @@ import dataclasses
 import operator
 import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,17 +69,15 @@ def train_cell(cell: int, bits: int, seed: int, recipe: Recipe, data: Data, devi
     return train(genotype(cell), data, bits, dataclasses.replace(recipe.config, seed=seed), device=device)
 
 
-_worker: dict = {}  # what a worker process keeps between its trainings
-
-
-def _start_worker(recipe: Recipe, root: str | os.PathLike | None, device: str) -> None:
+def _prepare(recipe: Recipe, root: str | os.PathLike | None, device: str) -> tuple[Recipe, Data, str]:
+    """What a worker process keeps between its trainings."""
     torch.set_num_threads(1)
-    _worker.update(recipe=recipe, data=recipe.load(root), device=device)
+    return recipe, recipe.load(root), device
 
 
-def _row(job: tuple[int, int, int]) -> str:
-    result = train_cell(*job, **_worker)
-    return row(*job, result, _worker["data"].test.x[0].to(_worker["device"]))
+def _row(job: tuple[int, int, int], kept: tuple[Recipe, Data, str]) -> str:
+    recipe, data, device = kept
+    return row(*job, train_cell(*job, recipe, data, device), data.test.x[0].to(device))
 
 
 def build(
@@ -90,14 +89,16 @@ def build(
     root: str | os.PathLike | None = None,
     device: str = "cpu",
     progress: bool = True,
+    scheduler: str | None = None,
 ) -> Path:
     """Train `cells` × {1, 32} bits × seeds in `workers` processes of one thread each; returns the path of the table.
 
     data: a name of `RECIPES` or a `Recipe`. seeds: how many, or which. out: default runs/microbench-NAME.csv; rows that are there
-    already are not trained again. root: where the files of the data are. Seed by seed, so a build that was cut off holds whole
-    tables of the first seeds. However it ends, the rows it has written stay, and the same call goes on.
+    already are not trained again. root: where the files of the data are. scheduler: of a Dask cluster, as of `jobs.run`; its
+    workers see the same `root`. Seed by seed, so a build that was cut off holds whole tables of the first seeds. However it
+    ends, the rows it has written stay, and the same call goes on.
     Raises ValueError where `out` is damaged or was made by another recipe, or for a name without one, BlockingIOError where
-    another process builds into it, RuntimeError where a worker died.
+    another process builds into it, RuntimeError where a worker died; ImportError and ConnectionError as `jobs.check`.
     """
     if isinstance(data, str) and data not in RECIPES:
         raise ValueError(f"data: expected one of {', '.join(RECIPES)}, got {data!r}")
@@ -108,13 +109,14 @@ def build(
     if not seeds or min(seeds) < 0:
         raise ValueError(f"seeds: expected at least one, none below 0, got {seeds}")
     wanted = list(dict.fromkeys((cell, bits, operator.index(seed)) for seed in seeds for cell in numbers for bits in BITS))
-    jobs.check(workers)
+    jobs.check(workers, scheduler)
+    root = None if root is None else Path(root).expanduser().absolute()
     recipe.load(root)  # where it is missing, this says so, not every worker
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.lock(path):
         done = table.opened(path, recipe)
         left = [job for job in wanted if job not in done]
-        results = jobs.run(left, _row, workers, _start_worker, (recipe, root, device))
+        results = jobs.run(left, _row, workers, partial(_prepare, recipe, root, device), scheduler=scheduler)
         bar = tqdm(total=len(wanted), initial=len(wanted) - len(left), disable=not progress, unit="training", smoothing=0.05)
         with bar, contextlib.closing(results):
             for _, line in results:
