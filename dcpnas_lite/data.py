@@ -12,7 +12,7 @@ import io
 import math
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -175,7 +175,7 @@ def digits(seed: int = 0, size: int = 16) -> Data:
     y = torch.from_numpy(embedded.target).long()
     test, validation, train = _stratified(y, (360, 360, 1077), _generator(seed))
     pairs = [(x[index], y[index]) for index in (train, validation, test)]
-    return _normalised("digits", *pairs, classes=tuple("0123456789"))
+    return _normalised("digits", pairs, tuple("0123456789"))
 
 
 def fashion_mnist(
@@ -204,9 +204,10 @@ def fashion_mnist(
             looked = " or ".join(map(str, folders))
             raise FileNotFoundError(f"Fashion-MNIST: no folder with {', '.join(sha256)} (or .gz) at {looked}, "
                                     f"and the download failed: {error}") from error  # fmt: skip
+    paths = [path for name in sha256 if (path := _idx_path(folder, name))]
     x, y, test_x, test_y = (
-        _read_idx(_idx_path(folder, name), name, digest, axes)
-        for (name, digest), axes in zip(sha256.items(), (3, 1, 3, 1), strict=True)
+        _read_idx(path, name, digest, axes)
+        for path, (name, digest), axes in zip(paths, sha256.items(), (3, 1, 3, 1), strict=True)
     )
     return _from_bytes("fashion_mnist", x[:, None], y, test_x[:, None], test_y, train, validation, seed,
                        FASHION_MNIST_CLASSES)  # fmt: skip
@@ -273,7 +274,7 @@ def load(name: str, root: str | os.PathLike | None = None, seed: int = 0, **opti
     raise ValueError(f"data: expected digits, fashion_mnist or cifar10, got {name!r}")
 
 
-def batches(split: Split, size: int, seed: int, epoch: int, drop_last: bool = False) -> list[Int[Tensor, " B"]]:
+def batches(split: Split, size: int, seed: int, epoch: int, drop_last: bool = False) -> list[Int[Tensor, " N"]]:
     """The mini-batches of one epoch, as index tensors: `x, y = split[index]`.
 
     The order is a function of (seed, epoch) alone: a resumed run sees the batches that the uninterrupted run
@@ -311,15 +312,16 @@ def _stratified(y: Tensor, sizes: tuple[int, ...], generator: torch.Generator) -
     return chosen
 
 
-def _normalised(name: str, train, validation, test, classes: tuple[str, ...]) -> Data:
-    """Data from three pairs (intensities 0 … 1, classes); the intensities are overwritten."""
-    chunks = train[0].split(256)  # float64 sums without a float64 copy of the whole set
-    pixels = train[0].numel() // train[0].shape[1]
+def _normalised(name: str, pairs: Sequence[tuple[Tensor, Tensor]], classes: tuple[str, ...]) -> Data:
+    """Data from three pairs (intensities 0 … 1, classes), the first for training; the intensities are overwritten."""
+    images = pairs[0][0]
+    chunks = images.split(256)  # float64 sums without a float64 copy of the whole set
+    pixels = images.numel() // images.shape[1]
     mean = sum(c.double().sum((0, 2, 3)) for c in chunks) / pixels
     std = (sum((c.double() - mean[:, None, None]).square().sum((0, 2, 3)) for c in chunks) / pixels).sqrt()
     shift, scale = (v.float()[:, None, None] for v in (mean, std))
-    splits = [Split(x.sub_(shift).div_(scale), y) for x, y in (train, validation, test)]
-    return Data(name, *splits, classes, tuple(mean.tolist()), tuple(std.tolist()))
+    train, validation, test = (Split(x.sub_(shift).div_(scale), y) for x, y in pairs)
+    return Data(name, train, validation, test, classes, tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def _folders(dataset: str, root) -> list[Path]:
@@ -432,9 +434,9 @@ def _cifar10_archive(archive: Path, sha256: str) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(files.gunzip(content, limit, archive)), mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if member.isfile() and name in CIFAR10_FILES:
+                if name in CIFAR10_FILES and (file := tar.extractfile(member)):  # None for what is no file
                     _check_cifar10_size(f"{archive}: {name}", member.size)
-                    contents[name] = tar.extractfile(member).read()
+                    contents[name] = file.read()
     except tarfile.TarError as error:
         raise ValueError(f"{archive}: damaged tar archive ({error})") from None
     if missing := [name for name in CIFAR10_FILES if name not in contents]:
@@ -456,10 +458,9 @@ def _from_bytes(name, x, y, test_x, test_y, train, validation, seed, classes) ->
     def intensities(images: np.ndarray) -> Tensor:
         return torch.from_numpy(images).float().div_(255)
 
-    return _normalised(
-        name,
+    pairs = [
         (intensities(x[for_training.numpy()]), y[for_training]),
         (intensities(x[for_validation.numpy()]), y[for_validation]),
         (intensities(test_x), test_y),
-        classes,
-    )
+    ]
+    return _normalised(name, pairs, classes)

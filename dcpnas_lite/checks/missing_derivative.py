@@ -55,7 +55,7 @@ def check_4_43(case: Case):
             if isinstance(respond, responses.Unrolled):
                 net = _Toy(toy)
                 loss = lambda call: call()  # noqa: E731
-                (measured,) = coupling.one_step_coupling(net, loss, loss, [net.w], [net.alpha], respond.step)
+                (measured,) = coupling.one_step_coupling(net, loss, loss, [net.w], [net.alpha], respond.xi)
                 errors.append(deviation(measured, C))
     return max(errors)
 
@@ -98,7 +98,7 @@ chapter.exercise(
     lambda H, B: -einsum("kj,jem->kem", torch.linalg.inv(H), B),
     {
         "Hessian not inverted": lambda H, B: -einsum("kj,jem->kem", H, B),
-        "diagonal only": lambda H, B: -B / torch.diag(H)[:, None, None],
+        "diagonal only": lambda H, B: -B / H.diagonal()[:, None, None],
         "inverse on the last axis": lambda H, B: -einsum("mj,kej->kem", torch.linalg.inv(H), B),
         "Hessian missing": lambda H, B: -B,
         "inverse element by element": lambda H, B: -einsum("kj,jem->kem", 1 / H, B),

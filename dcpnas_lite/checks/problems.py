@@ -59,9 +59,9 @@ def deviation(got: Tensor, want: Tensor) -> float:
     return ((got - want).norm() / want.norm().clamp(min=1e-300)).item()
 
 
-def along(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, step: float = 1e-3) -> Tensor:
-    """Derivative of a function along a direction by central differences, extrapolated to step 0 (Richardson)."""
-    near, far = ((function(x + h * direction) - function(x - h * direction)) / (2 * h) for h in (step, 2 * step))
+def along(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, h: float = 1e-3) -> Tensor:
+    """Derivative of a function along a direction by central differences, extrapolated to h = 0 (Richardson)."""
+    near, far = ((function(x + s * direction) - function(x - s * direction)) / (2 * s) for s in (h, 2 * h))
     return (4 * near - far) / 3
 
 

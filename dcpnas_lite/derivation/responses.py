@@ -47,15 +47,15 @@ class Unrolled:
     """One gradient step w' = w − ξ ∂L/∂w, hence ∂w'/∂α = −ξ ∂²L/∂w∂α: DARTS' second-order term."""
 
     loss: Loss
-    step: float
+    xi: float
 
     def weights(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
-        return w - self.step * _slope(self.loss, alpha, w)
+        return w - self.xi * _slope(self.loss, alpha, w)
 
     def __call__(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Response:
         alpha, w = alpha.detach().double(), w.detach().double()
         mixed = _mixed(self.loss, alpha, w)
-        return Response(self.weights(alpha, w).detach(), -self.step * mixed)
+        return Response(self.weights(alpha, w).detach(), -self.xi * mixed)
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Implicit:
         for _ in range(50):
             if slope.norm() <= tolerance:
                 break
-            step = torch.linalg.solve(self._hessian(alpha, w), slope.flatten()).view_as(w)
-            while self.loss(alpha, w - step) > self.loss(alpha, w) and step.norm() > 1e-6 * w.norm():
-                step = step / 2
-            w = w - step
+            newton = torch.linalg.solve(self._hessian(alpha, w), slope.flatten()).view_as(w)
+            while self.loss(alpha, w - newton) > self.loss(alpha, w) and newton.norm() > 1e-6 * w.norm():
+                newton = newton / 2
+            w = w - newton
             slope = _slope(self.loss, alpha, w).detach()
         else:
             raise RuntimeError(f"implicit response: ‖∂L/∂w‖ = {slope.norm():.3g} after 50 Newton steps, not stationary")

@@ -99,7 +99,7 @@ class LinearMixture(Toy):
         return self.mixing(alpha) * w
 
     def factor(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Float[Tensor, "M E"]:
-        """L̃ = δ^T: column e is g̃_e, and ∂L/∂w = diag(L̃ α), with softmax(α) for α in that variant."""
+        """L̃ = δ^T: column e is g̃_e, and ∂L/∂w the diagonal of L̃ α, with softmax(α) for α in that variant."""
         return loss_factor(self.delta(alpha, w))
 
     def dL_dw(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Float[Tensor, " M"]:

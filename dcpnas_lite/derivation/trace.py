@@ -39,7 +39,7 @@ def coupling(dL_dw: Float[Tensor, " K"], jacobian: Float[Tensor, "K E M"]) -> Fl
 
 
 def loss_factor(delta: Float[Tensor, "E M"]) -> Float[Tensor, "M E"]:
-    """L̃ = δ^T of 4.44: column e is g̃_e = ∂ℓ/∂z_e, so that (∂L/∂W)^T = L̃ α with W = diag(w), and ∂L/∂w = diag(L̃ α)."""
+    """L̃ = δ^T of 4.44: column e is g̃_e = ∂ℓ/∂z_e, so that (∂L/∂W)^T = L̃ α with W = diag(w); ∂L/∂w is the diagonal of L̃ α."""
     _shapes(delta=(delta, "E M"))
     return einsum("em->me", delta)
 

@@ -15,20 +15,20 @@ def one_step_coupling(
     alpha_loss: Callable[[Callable[..., Tensor]], Tensor],
     weights: Sequence[nn.Parameter],
     alphas: Sequence[nn.Parameter],
-    step: float,
+    xi: float,
 ) -> list[Tensor]:
     """C = (∂w'/∂α)ᵀ ∂L/∂w' with w' = w − ξ ∇_w L_w(w, α), per cell type (E, M) (Eq. 4.43; the second-order term of DARTS).
 
     weight_loss and alpha_loss are the losses of the weight step and of the architecture step as functions of the network
-    (a callable on images); `step` is ξ. Exact: C = −ξ ∇_α [∇_w L_w(w, α) · u] with u = ∇_{w'} L(w', α) held fixed, by
+    (a callable on images). Exact: C = −ξ ∇_α [∇_w L_w(w, α) · u] with u = ∇_{w'} L(w', α) held fixed, by
     differentiating twice. In a 1-bit network "exact" is with respect to the straight-through derivative (4.35).
     """
     gradient = torch.autograd.grad(weight_loss(network), weights, create_graph=True)
     names = {id(p): name for name, p in network.named_parameters()}
-    moved = {names[id(w)]: (w - step * g).detach().requires_grad_() for w, g in zip(weights, gradient, strict=True)}
+    moved = {names[id(w)]: (w - xi * g).detach().requires_grad_() for w, g in zip(weights, gradient, strict=True)}
     u = torch.autograd.grad(alpha_loss(lambda *x: functional_call(network, moved, x)), list(moved.values()))
     inner = sum((g * t).sum() for g, t in zip(gradient, u, strict=True))
-    return [-step * c for c in torch.autograd.grad(inner, alphas)]
+    return [-xi * c for c in torch.autograd.grad(inner, alphas)]
 
 
 def cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

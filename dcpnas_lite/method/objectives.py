@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-def nas_loss(logits: Float[Tensor, "N n"], target: Int[Tensor, " N"] | Float[Tensor, "N n"]) -> Float[Tensor, ""]:
+def nas_loss(logits: Float[Tensor, "N classes"], target: Int[Tensor, " N"] | Float[Tensor, "N classes"]) -> Float[Tensor, ""]:
     """L_NAS = −f̃ = −Σ_n p_n(X) log p_n(w, α) (Eq. 4.21); target is labels or a distribution p(X) over the classes."""
     return F.cross_entropy(logits, target)
 
 
-def kl_gain(child_logits: Float[Tensor, "N n"], parent_logits: Float[Tensor, "N n"]) -> Float[Tensor, ""]:
+def kl_gain(child_logits: Float[Tensor, "N classes"], parent_logits: Float[Tensor, "N classes"]) -> Float[Tensor, ""]:
     """G = Σ_n p_n log(p̂_n / p_n) = −KL(p ‖ p̂) ≤ 0 (Eq. 4.30); p is the Parent's softmax output, p̂ the Child's.
 
     0 where the Child's output equals the Parent's. The Parent's logits are taken as constants.
@@ -63,9 +63,9 @@ def cp_nas_loss(gain: Tensor, reconstruction: Tensor, mu: float) -> Tensor:
 
 def weight_loss(
     network: nn.Module,
-    logits: Float[Tensor, "N n"],
+    logits: Float[Tensor, "N classes"],
     target: Int[Tensor, " N"],
-    soft: Float[Tensor, "N n"] | None,
+    soft: Float[Tensor, "N classes"] | None,
     lam: float,
     mu: float,
 ) -> Float[Tensor, ""]:
@@ -84,7 +84,7 @@ def weight_loss(
 
 
 def alpha_loss(
-    logits: Float[Tensor, "N n"], target: Int[Tensor, " N"], soft: Float[Tensor, "N n"] | None
+    logits: Float[Tensor, "N classes"], target: Int[Tensor, " N"], soft: Float[Tensor, "N classes"] | None
 ) -> Float[Tensor, ""]:
     """The loss of an architecture step without λ D: −G against the Parent's logits `soft`, or L_NAS without them."""
     return nas_loss(logits, target) if soft is None else -kl_gain(logits, soft)

@@ -39,7 +39,7 @@ _DUAL_LEVEL = threading.RLock()  # torch has one level of dual numbers, for all 
 
 
 def tangent_direction(
-    logits: Float[Tensor, "N n"], target: Int[Tensor, " N"], alphas: Sequence[Tensor], printed: bool = False
+    logits: Float[Tensor, "N classes"], target: Int[Tensor, " N"], alphas: Sequence[Tensor], printed: bool = False
 ) -> Tangent:
     """∂f̃^P/∂α = Σ_n (p_n(X)/p_n) ∂p_n/∂α = −∂L_NAS/∂α, mean over the batch (Eq. 4.29 as derived from 4.21).
 
@@ -110,7 +110,7 @@ def curvature_product(
     gain: Callable[[Tensor], Tensor],
     alphas: Sequence[Tensor],
     images: int = 0,
-    draw: Callable[[Float[Tensor, "N n"]], Int[Tensor, " N"]] | None = None,
+    draw: Callable[[Float[Tensor, "N classes"]], Int[Tensor, " N"]] | None = None,
     printed: bool = False,
 ) -> tuple[Tensor, Tangent, Callable[[Tangent], Tangent]]:
     """(G, ∂G/∂α̂, the function v ↦ H_G v) on one batch (Eqs. 4.33, 4.36-4.41); gain maps the Child's logits to G.

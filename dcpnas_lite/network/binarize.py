@@ -94,7 +94,7 @@ class BinaryConv2d(nn.Module):
         """The channel-wise scale β ≥ 0."""
         return scale(self.weight) if self.learned_beta is None else self.learned_beta.abs()
 
-    def binary_weight(self) -> Float[Tensor, "C_out C_in_per_group K K"]:
+    def binary_weight(self) -> Float[Tensor, "C_out C_in_per_group kernel kernel"]:
         """b_w = sign(w)."""
         return sign(self.weight)
 
