@@ -14,6 +14,8 @@ from .commands.shared import guarded
 COMMANDS = {
     "search": ("commands.search", "search a cell"),
     "train": ("commands.train", "train a found cell"),
+    "export": ("commands.export", "write a trained network for use, in packed words or as ONNX"),
+    "predict": ("commands.predict", "classify images by a packed network"),
     "show": ("commands.show", "look at a search"),
     "equations": ("commands.equations", "check every equation"),
     "microbench": ("commands.microbench", "the table of all 512 micro cells"),

@@ -25,7 +25,7 @@ def run(python: Path, code: str, folder: Path) -> str:
 
 
 def test_wheel_holds_the_whole_package_and_nothing_else(wheel):
-    present = [path for path in (ROOT / "dcpnas_lite").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    present = [path for path in (ROOT / "dcpnas_lite").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     files = {path.relative_to(ROOT).as_posix() for path in present}
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == files
@@ -78,6 +78,13 @@ def declared() -> dict[str, Requirement]:
         return {r.name: r for r in map(Requirement, tomllib.load(file)["project"]["dependencies"])}
 
 
+def optional() -> dict[str, Requirement]:
+    """What an extra brings, as dcpnas_lite[fast]."""
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    return {r.name: r for needed in extras.values() for r in map(Requirement, needed)}
+
+
 def imported(source: str) -> set[str]:
     nodes = list(ast.walk(ast.parse(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -94,14 +101,21 @@ def test_what_package_and_chapters_import_is_declared():
             if cell.cell_type == "code":
                 names |= imported("\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith("%")))
     ours = {"dcpnas_lite", "jaxtyping", "IPython"}  # jaxtyping for type checkers alone; IPython is where a notebook runs
-    assert {"scikit-learn" if name == "sklearn" else name for name in names - ours} == set(declared())
+    assert {"scikit-learn" if name == "sklearn" else name for name in names - ours - set(optional())} == set(declared())
 
 
 def test_the_tested_set_is_within_the_declared_ranges():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf8").splitlines()
     pins = {pin.name: str(pin.specifier) for pin in (Requirement(line) for line in lines if line[:1] not in ("", "#", "-"))}
-    for name, requirement in declared().items():
+    for name, requirement in (declared() | {n: r for n, r in optional().items() if n in pins}).items():
         assert pins[name].startswith("==") and pins[name][2:] in requirement.specifier, name
+
+
+def test_the_package_is_typed():
+    """As `make lint`; the settings are in pyproject.toml."""
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (ROOT / "dcpnas_lite" / "py.typed").exists()
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .. import data, files
-from ..evaluation.training import TrainConfig, train
+from ..evaluation.training import TrainConfig, save, train
 from ..network.genotype import PUBLISHED
 from .folder import read_genotype, read_run
 from .shared import add_data, add_device, set_threads, torch_device
@@ -60,6 +60,7 @@ def main(args: argparse.Namespace) -> None:
         )
         if path.is_dir():
             target = path / f"train-{args.bits}bit-seed{seed}.json"
+            save(target.with_suffix(".safetensors"), result.network, source)
             files.write(target, json.dumps(row, indent=1) + "\n")
     if args.seeds > 1:
         mean = torch.tensor(accuracies).mean().item()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from .. import files
 from ..data import Data, Split
 from ..engine.training import TrainConfig, fit
 from ..network.discrete import DiscreteNetwork

@@ -27,11 +27,13 @@ from . import pack
 from .network import PackedNetwork
 
 
-def export(network: DiscreteNetwork, data: Data | dict | None = None, fast: bool | None = None) -> PackedNetwork:
+def export(
+    network: DiscreteNetwork, data: Data | dict | None = None, fast: bool | None = None, threads: int = 1
+) -> PackedNetwork:
     """The packed form of a trained 1-bit network, in evaluation mode; the network is left as it is.
 
-    data: what it was trained on, or what `training.describe` says of it; then the file tells how an image has to look. Raises ValueError where the network is not a
-    1-bit DiscreteNetwork, or for the first module that has no packed form, by its name.
+    data: what it was trained on, or what `training.describe` says of it; then the file tells how an image has to look.
+    Raises ValueError where the network is no 1-bit DiscreteNetwork, or for the first module without a packed form, by its name.
     """
     if not isinstance(network, DiscreteNetwork) or not network.binary:
         got = "a real-valued one" if isinstance(network, DiscreteNetwork) else type(network).__name__
@@ -41,7 +43,7 @@ def export(network: DiscreteNetwork, data: Data | dict | None = None, fast: bool
     about = {"genotype": json.loads(network.genotype.to_json()), "in_channels": network.in_channels}
     if data is not None:
         about["data"] = data if isinstance(data, dict) else describe(data)
-    return PackedNetwork(about, folder.steps, folder.arrays, fast)
+    return PackedNetwork(about, folder.steps, folder.arrays, fast, threads)
 
 
 def to_onnx(network: DiscreteNetwork, shape: list[int], path: str | os.PathLike) -> None:
