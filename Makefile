@@ -29,7 +29,7 @@ help:
 	@echo "make notebooks    execute every notebook again, in place"
 	@echo "make wheel        build the package into dist/, to be put beside a notebook"
 	@echo "make serve        show the built book at http://127.0.0.1:$(PORT)"
-	@echo "make lint         check the style of all Python code"
+	@echo "make lint         check the types of the package and the style of all Python code"
 	@echo "make clean        remove the built book (virtual environments stay)"
 	@echo
 	@echo "One notebook      $(BIN)/python tools/notebooks.py execute book/07-from-trace-to-update.ipynb"
@@ -98,6 +98,7 @@ serve: $(BUILT)
 	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 lint: $(INSTALLED)
+	$(BIN)/mypy
 	$(BIN)/ruff check .
 
 clean:

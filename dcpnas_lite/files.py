@@ -14,9 +14,10 @@ import json
 import os
 import secrets
 import socket
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,8 @@ def _digest(values: Mapping, what: str) -> str:
 def arrays_to_bytes(arrays: Mapping[str, np.ndarray], compress: bool = False) -> bytes:
     """A NumPy .npz archive; its comment, the last 64 bytes, is the SHA-256 of all before it."""
     buffer = io.BytesIO()
-    (np.savez_compressed if compress else np.savez)(buffer, **arrays)
+    save: Callable = np.savez_compressed if compress else np.savez
+    save(buffer, **arrays)
     with zipfile.ZipFile(buffer, "a") as file:
         file.comment = b"0" * 64
     content = buffer.getvalue()[:-64]
@@ -213,9 +215,7 @@ def lock(path: str | os.PathLike) -> Iterator[None]:
 
 def _locked(file) -> bool:
     """Lock an open file; False where another open file has the lock. A file system without locks has to do without."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         import msvcrt
 
         file.seek(1 << 30)  # a byte far behind the holder's name, which stays readable
@@ -224,6 +224,8 @@ def _locked(file) -> bool:
         except OSError:
             return False
         return True
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,13 +6,13 @@ import dataclasses
 import math
 import numbers
 import operator
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 Whole = Annotated[int, 1]  # an integer of at least 1
 Count = Annotated[int, 0]  # an integer of at least 0
 
 
-def integer(name: str, value: object, least: int, most: int | None = None) -> int:
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """`value`, an integer of any type, as an int. ValueError for anything else, or if it is not in `least` … `most`."""
     try:
         if not isinstance(value, bool) and least <= (number := operator.index(value)) and (most is None or number <= most):

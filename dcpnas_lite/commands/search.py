@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -87,7 +88,8 @@ def settings(args: argparse.Namespace, images: str) -> tuple[SearchConfig, dict]
 
 def parse_changes(pairs: list[str]) -> dict:
     """NAME=VALUE pairs as typed values of SearchConfig's fields."""
-    kinds, changes = {f.name: type(f.default) for f in dataclasses.fields(SearchConfig)}, {}
+    kinds: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(SearchConfig)}
+    changes = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or name not in kinds:
@@ -165,7 +167,7 @@ def summary(seed: int, result: SearchResult, space: str, data_name: str) -> dict
     row = {"seed": seed, "cell": cell_text(result.genotype)}
     for code, name in enumerate(("parent", "child")):
         for quantity in ("weight_loss", "alpha_loss"):
-            values = result.history[quantity][result.history["network"] == code] if result.history else ()
+            values = result.history[quantity][result.history["network"] == code] if result.history else []
             row[f"{name}_{quantity}"] = float(values[-1]) if len(values) else None
     distances = [d for d in result.history.get("distance", ()) if not math.isnan(d)]
     row |= {"distance": float(distances[-1]) if distances else None, "seconds": round(result.seconds, 1)}

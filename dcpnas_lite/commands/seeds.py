@@ -44,7 +44,7 @@ def run_seeds(args: argparse.Namespace) -> int:
 
 def parse_seeds(text: str) -> list[int]:
     """0-2,7 as [0, 1, 2, 7]."""
-    seeds = set()
+    seeds: set[int] = set()
     for part in text.split(","):
         low, dash, high = part.partition("-")
         if not (low.isdecimal() and (high.isdecimal() if dash else True)) or (dash and int(low) > int(high)):

@@ -72,7 +72,7 @@ class Group:
         if length < 0:
             return None
         received = torch.empty(int(length), dtype=torch.uint8, device=self.device)
-        if self.rank == 0:
+        if content is not None:
             received.copy_(torch.from_numpy(np.frombuffer(content, np.uint8).copy()))
         dist.broadcast(received, 0)
         return received.cpu().numpy().tobytes()

@@ -13,7 +13,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from .interrupts import interrupts
 
 CONNECT = 5  # seconds within which a scheduler answers
+Results = Generator[tuple, None, None]  # (job, its result)
 GONE = "the scheduler is gone; what is finished is kept"
 
 _here = threading.local()  # in a worker: `run`, the number of the run whose job is under way; `wanted`, see `_call_on_cluster`
@@ -55,7 +56,7 @@ def run(
     prepare: Callable | None = None,
     grace: float = 0.0,
     scheduler: str | None = None,
-) -> Iterator[tuple]:
+) -> Results:
     """(job, work(job)) of every job as they come, from `workers` new processes.
 
     prepare: called once in each process; work(job, made) then gets what it made. scheduler: the address of a Dask scheduler,
@@ -83,7 +84,7 @@ class _Pool:
     shutdown: Callable[[], object]
 
 
-def _run(jobs: Iterator, work: Callable, prepare: Callable | None, grace: float, number: str, opened) -> Iterator[tuple]:
+def _run(jobs: Iterator, work: Callable, prepare: Callable | None, grace: float, number: str, opened) -> Results:
     running: dict[Future, Any] = {}
     failure: BaseException | None = None
     deadline = math.inf

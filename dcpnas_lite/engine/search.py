@@ -108,7 +108,7 @@ def search(
     with contextlib.nullcontext() if checkpoint is None else files.lock(checkpoint):
         saved = group.first(checkpoints.read(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None)
         if saved is not None:
-            resume.restore(run, checkpoints.parse(saved, checkpoint), str(checkpoint))
+            resume.restore(run, checkpoints.parse(saved, str(checkpoint)), str(checkpoint))
         finished = _steps(run, callback, progress, checkpoint, save_every)
     alphas = {t: a.detach().cpu().clone() for t, a in run.last_network.alpha.items()}
     readings = run.readings()

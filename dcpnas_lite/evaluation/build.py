@@ -42,7 +42,7 @@ def count_operations(network: nn.Module, image: torch.Tensor) -> tuple[int, int]
         network(image[None])
     for hook in hooks:
         hook.remove()
-    return tuple(counts)
+    return counts[0], counts[1]
 
 
 def row(cell: int, bits: int, seed: int, result: TrainResult, image: torch.Tensor) -> str:

@@ -45,7 +45,7 @@ def _number(cell: Cell) -> int | None:
             number = number * len(MICRO.operations) + MICRO.operations.index(name)
         return number
     try:
-        number = operator.index(cell)
+        number = operator.index(cell)  # type: ignore[arg-type]  # NumPy's integers, too; a TypeError for what is none
     except TypeError:
         return None
     return number if 0 <= number < CELLS and not isinstance(cell, bool) else None

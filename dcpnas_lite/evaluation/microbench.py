@@ -183,6 +183,7 @@ def interval(values: Sequence[float], statistic=np.median, repeats: int = 10_000
     """(statistic, lower and upper end of its 95 % percentile bootstrap interval) of two or more independent values."""
     from scipy.stats import bootstrap
 
-    values, generator = np.asarray(values, dtype=float), np.random.default_rng(seed)
-    drawn = bootstrap((values,), statistic, n_resamples=repeats, method="percentile", random_state=generator)
-    return float(statistic(values)), *map(float, drawn.confidence_interval)
+    sample, generator = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    drawn = bootstrap((sample,), statistic, n_resamples=repeats, method="percentile", random_state=generator)
+    low, high = drawn.confidence_interval
+    return float(statistic(sample)), float(low), float(high)

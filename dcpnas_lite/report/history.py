@@ -50,7 +50,7 @@ def skip_share(alpha: Float[np.ndarray, "*T E M"], space: Space) -> Float[np.nda
 
 def skip_edges(history: Mapping[str, np.ndarray], space: Space) -> dict[str, Int[np.ndarray, " T"]]:
     """Per cell type, how many edges of the cell that `discretize` makes of α hold `skip_connect`, at every step."""
-    counts = {t: [] for t in space.cell_types}
+    counts: dict[str, list[int]] = {t: [] for t in space.cell_types}
     for alphas in zip(*(torch.from_numpy(history[f"alpha/{t}"]).float() for t in counts), strict=True):
         for t, nodes in discretize(space, dict(zip(counts, alphas, strict=True))).cells.items():
             counts[t].append(sum(name == SKIP for edges in nodes for name, _ in edges))
@@ -166,7 +166,7 @@ class FinishedSearch:
 def _check(path: Path, history: Mapping[str, np.ndarray], space: Space) -> None:
     """ValueError where an array is missing or has another shape than the space and the number of steps ask for."""
     shape, steps = (len(space.edges), len(space.operations)), len(np.atleast_1d(history.get("network", ())))
-    wanted = {f"final/{t}": shape for t in space.cell_types}
+    wanted: dict[str, tuple[int, ...]] = {f"final/{t}": shape for t in space.cell_types}
     if steps:
         wanted |= dict.fromkeys(("network", *SERIES), (steps,)) | {f"alpha/{t}": (steps, *shape) for t in space.cell_types}
         wanted |= {name: (steps, *shape) for t in space.cell_types if (name := f"psi/{t}") in history}

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ..network.operations import REGISTRY
 from .history import SKIP, entropy, kept_edges, shares, skip_edges, skip_share
@@ -87,7 +88,7 @@ def cell(genotype: Genotype) -> Figure:
 
 def _arcs(genotype: Genotype, cell_type: str) -> list[tuple[str, int, int, float]]:
     """(operation, source, target, height of the arc) of every edge; equal edges stand above each other."""
-    arcs, seen = [], Counter()
+    arcs, seen = [], Counter[tuple]()
     for of, source, target, name in genotype.edges():
         if of == cell_type:
             arcs.append((name, source, target, 0.5 * (target - source - 1 + seen[source, target])))
@@ -181,7 +182,9 @@ def _whole_steps(axis: Axes) -> None:
     left, right = axis.get_xlim()
     if right - left < 1:  # a single step
         axis.set_xlim((left + right - 1) / 2, (left + right + 1) / 2)
-    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    locator = axis.xaxis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)  # that of every axis with numbers
+    locator.set_params(integer=True, min_n_ticks=1)
 
 
 def _marker(values: np.ndarray) -> str:
