@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-def accelerate(net: Skeleton) -> Skeleton:
+N = TypeVar("N", bound=Skeleton)
+
+
+def accelerate(net: N) -> N:
     """`net` itself, a plain `Supernet` or `DiscreteNetwork`, fast from now on; ValueError for anything else.
 
     The forward hooks of layers that are computed together no longer run.
@@ -271,6 +274,8 @@ class Begin:
 
 class Chain(nn.Sequential):
     """Layers one after the other, `entry` of them alike for every chain of the same `key`: without weights and without state."""
+
+    steps: list[Callable[..., Any]]
 
     def plan(self) -> None:
         layers, self.steps = list(self), []
