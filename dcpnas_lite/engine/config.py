@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..method import backtracking as rules
 from ..network.supernet import MICRO, PAPER
@@ -37,7 +37,7 @@ AS_PRINTED = {
 }  # fmt: skip
 
 #: What each method changes in the default configuration.
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "dcp-nas": {},
     "cp-nas": {"lam": 0.0, "backtracking": "none"},
     "bnas": {"networks": "child", "lam": 0.0, "backtracking": "none"},

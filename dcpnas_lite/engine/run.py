@@ -18,11 +18,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import Data, batches
 from ..derivation import trace
@@ -88,7 +89,10 @@ class SearchRun:
         self.history: list[dict] = []
         self.tangent: list[Tensor] | None = None  # ∂f̃^P/∂α of the current Child phase
         self.soft: dict[int, list[Tensor]] = {}  # step of the Child → the Parent's logits of its batches
-        self.networks, self.wrapped, self.weight_optimizers, self.alpha_optimizers = {}, {}, {}, {}
+        self.networks: dict[str, Supernet] = {}
+        self.wrapped: dict[str, nn.Module] = {}
+        self.weight_optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.alpha_optimizers: dict[str, torch.optim.Optimizer] = {}
         generator = torch.Generator().manual_seed(config.seed)
         for name in self.phases:
             with initialised_by(generator):
@@ -174,7 +178,8 @@ class SearchRun:
         round_, name, k = self.position(self.done)
         n = round_ * self.config.steps + k  # steps this network has made
         train, validation = self.batch("train", n, 0), self.batch("validation", n, 1)
-        net, updates_alpha, soft = self.networks[name], round_ >= self.config.warmup, (None, None)
+        net, updates_alpha = self.networks[name], round_ >= self.config.warmup
+        soft: Sequence[Tensor | None] = (None, None)
         if name == "child" and "parent" in self.networks:
             if updates_alpha and self.tangent is None and (self.config.lam > 0 or self.config.measure_every):
                 self.tangent = self.parent_tangent(round_)
@@ -244,6 +249,7 @@ class SearchRun:
         alphas, d = net.alphas(), math.nan
         with constant(net.weights()):
             if teacher is not None and config.lam > 0 and n % config.steps % config.tangent_every == 0:
+                assert self.tangent is not None  # since the first step of α in this phase
                 def draw(p):  # from the whole batch, so that the draws do not depend on how many processes share it
                     return self.group.part(self.draws(n)(self.group.whole(p)))
                 logits, gain = (lambda a: net(x, a)), (lambda out: objectives.kl_gain(out, teacher))
@@ -277,7 +283,7 @@ class SearchRun:
         measures = config.measure_every and index % config.measure_every == 0
         corrected = [
             rules.apply(self.rule, rules.ArchitectureStep(
-                name, t, index, before[i], after[i], gradient[i], rules.weight_norms(net, t), lambda i=i: coupling(i)
+                name, t, index, before[i], after[i], gradient[i], rules.weight_norms(net, t), partial(coupling, i)
             ))
             for i, t in enumerate(net.alpha)
         ]  # fmt: skip
@@ -308,10 +314,10 @@ class SearchRun:
 
         The architecture loss is L_NAS for the Parent and −G for the Child. Every process measures on the whole batches.
         """
-        train, (x, y) = ([self.group.whole(t) for t in batch] for batch in (train, validation))
+        (u, v), (x, y) = ([self.group.whole(t) for t in batch] for batch in (train, validation))
         net, (learned, judged) = self.networks[name], [None if s is None else self.group.whole(s) for s in soft]
         by_alphas = lambda call: objectives.alpha_loss(call(x), y, judged)  # noqa: E731
-        by_weights = self.weight_loss(name, train, learned)
+        by_weights = self.weight_loss(name, (u, v), learned)
         return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), self.config.weight_lr)
 
     def measure(self, net, x, soft, measured, alphas, corrections, gradient, n: int) -> dict:
@@ -329,6 +335,7 @@ class SearchRun:
 
             def product(kind: str, printed: bool = False) -> list[Tensor]:
                 how = kind, logits, gain, leaves, len(x), self.draws(n), printed
+                assert self.tangent is not None
                 _, g, times = tangent.curvature_product(*how)
                 return times(tangent.distance_slope(g, self.tangent, self.config.distance))
 

@@ -89,7 +89,7 @@ def opened(path: Path, recipe: Recipe) -> set[tuple[int, int, int]]:
     """
     start = head(recipe.to_json(), checked=True)
     content = files.read(path, WHAT, LIMIT) if path.exists() else b""
-    rows = {}
+    rows: dict[tuple[int, int, int], str] = {}
     if not start.encode().startswith(content):  # else it was not begun or cut off in its head
         made_by, rows = _parse(content[: content.rfind(b"\n") + 1], path)  # a kill can leave the beginning of a row behind
         if made_by != json.loads(recipe.to_json()):
@@ -171,7 +171,7 @@ def _parse(content: bytes, path: Path) -> tuple[dict, dict[tuple[int, int, int],
         found = ROW.fullmatch(row)
         if checked and line + "\n" != sealed(row) or not found or not _possible(*found.groups()):
             raise ValueError(f"{path}, line {number}: expected a training, got {line[:100]!r}; delete this line and build again")
-        key = tuple(map(int, found.groups()[:3]))
+        key = int(found[1]), int(found[2]), int(found[3])
         if key in rows:
             raise ValueError(f"{path}, line {number}: cell {key[0]}, {key[1]} bits, seed {key[2]} again; delete one of the rows")
         rows[key] = row
