@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import json
 import time
@@ -106,7 +105,7 @@ def main() -> None:
         search += ["--set", "rounds=2", "--set", "steps=4", "--set", "channels=4"]
         config |= {"channels": 4, "epochs": 2}
     path = options.tables / "paper-cells.csv"
-    recipe = "# " + json.dumps({"data": "digits"} | dataclasses.asdict(TrainConfig(**config)) | {"seed": "column"})
+    recipe = "# " + json.dumps({"data": "digits"} | config | {"lr": TrainConfig.lr, "seed": "column"})
     rows = read(path, recipe)
     if run_command(search):
         raise SystemExit(1)

@@ -18,6 +18,7 @@ from dcpnas_lite.engine import training
 from dcpnas_lite.evaluation.training import TrainConfig, accuracy, predict, train
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import Genotype
+from dcpnas_lite.network.operations import Shortcut
 from dcpnas_lite.network.supernet import MICRO
 
 CELL = Genotype.from_operations(MICRO, ["sep_conv_3x3", "none", "dil_conv_5x5"])
@@ -224,6 +225,8 @@ def test_other_bits_are_refused(data, bits):
     (dict(channels=True), "channels: expected an integer of at least 1, got True"),
     (dict(layers=-1), "layers: expected an integer of at least 1, got -1"),
     (dict(channels="4"), "channels: expected an integer of at least 1, got '4'"),
+    (dict(block="bireal"), "block: expected one of plain, shortcut, got 'bireal'"),
+    (dict(statistics="none"), "statistics: expected one of running, exact, got 'none'"),
     (dict(seed=-1), "seed: expected an integer from 0 to 4294967295, got -1"),
     (dict(seed=2**32), "seed: expected an integer from 0 to 4294967295, got 4294967296"),
     (dict(seed=np.float64(3)), r"seed: expected an integer .*, got np.float64\(3.0\)"),
@@ -238,6 +241,23 @@ def test_a_wrong_value_names_the_field(changes, message):
 def test_integers_of_any_type(field, number):
     config = TrainConfig(**{field: number})
     assert config == TrainConfig(**{field: 3}) and type(getattr(config, field)) is int
+
+
+@pytest.mark.parametrize("block, shortcuts", [("plain", 0), ("shortcut", 7)])
+def test_a_block_with_shortcuts_and_exact_statistics(block, shortcuts, data):
+    """One around each 1-bit convolution. The statistics are what BatchNorm meets where it stands; training is the same."""
+    config = dataclasses.replace(QUICK, block=block)
+    running, exact = (train(CELL, data, 1, dataclasses.replace(config, statistics=s)) for s in ("running", "exact"))
+    assert sum(type(m) is Shortcut for m in exact.network.modules()) == shortcuts
+    assert running.losses == exact.losses
+    assert not any(type(m) is Shortcut for m in train(CELL, data, 32, config).network.modules())
+    seen = []
+    stem = exact.network.stem
+    stem[1].register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    exact.network.eval()(data.train.x)
+    x = torch.cat(seen)
+    torch.testing.assert_close(stem[1].running_mean, x.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(running.network.stem[1].running_mean, stem[1].running_mean, rtol=1e-2)
 
 
 def test_the_largest_seed(data):

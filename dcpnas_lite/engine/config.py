@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ..method import backtracking as rules
+from ..network.operations import Block
 from ..network.supernet import MICRO, PAPER
 from ..validate import Count, Whole, validate
 
@@ -50,9 +51,11 @@ class Networks:
     """Which supernets are searched and how large they are.
 
     networks: "both"; "parent" searches the real-valued supernet alone, "child" the 1-bit one alone on the labels.
+    block: the 1-bit convolutions of the Child, "plain" as in the text or with a real-valued "shortcut", see `Shortcut`.
     """
 
     networks: Literal["both", "parent", "child"] = "both"
+    block: Block = "plain"
     channels: Whole = 8
     layers: Whole = 2
 

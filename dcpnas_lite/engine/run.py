@@ -96,9 +96,9 @@ class SearchRun:
         generator = torch.Generator().manual_seed(config.seed)
         for name in self.phases:
             with initialised_by(generator):
-                net = accelerate(Supernet(
-                    self.space, config.channels, config.layers, len(data.classes), data.channels, binary=name == "child"
-                )).to(self.device)
+                binary = name == "child" and config.block
+                sizes = (config.channels, config.layers, len(data.classes), data.channels)
+                net = accelerate(Supernet(self.space, *sizes, binary)).to(self.device)
             net.set_precision(precision)
             self.networks[name], self.wrapped[name] = net, group.wrap(net, net.alphas())
             fused = self.device.type in ("cpu", "cuda")  # one pass over thousands of small tensors

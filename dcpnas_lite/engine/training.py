@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from ..data import Data, batches
 from ..method.objectives import nas_loss
 from ..network.discrete import DiscreteNetwork
 from ..network.genotype import Genotype
+from ..network.operations import Block
 from ..network.seeded import initialised_by
 from ..validate import Whole, validate
 from .fast import accelerate
+
+STATISTICS_IMAGES = 256  # at most, in each of the equal batches over which exact statistics are averaged
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class TrainConfig:
     one more strength to choose.
 
     channels, layers: of the network. epochs, batch: passes and images a step. seed: of the initial weights and the order,
-    below 2**32.
+    below 2**32. block: the 1-bit convolutions, "plain" or with a real-valued "shortcut". statistics: those by which BatchNorm
+    normalises in the end, "running" means of the last steps or "exact" ones of the trained weights over all training images.
     """
 
     channels: Whole = 16
@@ -35,6 +40,8 @@ class TrainConfig:
     batch: Whole = 32
     lr: float = 0.01
     seed: Annotated[int, 0, 2**32 - 1] = 0
+    block: Block = "plain"
+    statistics: Literal["running", "exact"] = "running"
 
     def __post_init__(self):
         validate(self)
@@ -59,7 +66,7 @@ def fit(
         raise ValueError(f"bits: expected 1 or 32, got {bits!r}")
     with initialised_by(torch.Generator().manual_seed(config.seed)):
         plain = DiscreteNetwork(
-            genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1
+            genotype, config.channels, config.layers, len(data.classes), data.channels, binary=bits == 1 and config.block
         ).to(device)
     plain.set_precision(precision)
     network = accelerate(copy.deepcopy(plain))
@@ -83,5 +90,8 @@ def fit(
             total, count = total + loss.item(), count + 1
         losses.append(total / count)
         epochs.set_postfix_str(f"loss {losses[-1]:.3f}")
+    if config.statistics == "exact":
+        parts = -(-len(data.train) // STATISTICS_IMAGES)
+        update_bn((x.to(device) for x in data.train.x.chunk(parts)), network)
     plain.load_state_dict(network.state_dict())
     return plain.eval(), tuple(losses)

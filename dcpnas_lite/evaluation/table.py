@@ -61,6 +61,9 @@ class Recipe:
         """One line that determines every training of the table but for its cell, bits and seed."""
         config = dataclasses.asdict(self.config)
         del config["seed"]
+        for name in ("block", "statistics"):  # these came later: as before where they are as before, as a hash depends on it
+            if config[name] == getattr(TrainConfig, name):
+                del config[name]
         return json.dumps({"data": self.data, "options": self.options, "train": config})
 
     @classmethod
