@@ -25,7 +25,7 @@ help:
 	@echo "make test         build the book, then run every test and every notebook"
 	@echo "make test-lowest  tests and notebooks, without the built book, with the oldest libraries pyproject.toml allows"
 	@echo "make test-newest  the same with the newest; both make a virtual environment of their own"
-	@echo "make search       search a cell on the embedded digits, then train it with one bit"
+	@echo "make search       search a cell on the embedded digits, then train it three times with one bit"
 	@echo "make notebooks    execute every notebook again, in place"
 	@echo "make wheel        build the package into dist/, to be put beside a notebook"
 	@echo "make serve        show the built book at http://127.0.0.1:$(PORT)"
@@ -79,7 +79,7 @@ test-newest:
 
 search: $(INSTALLED)
 	$(BIN)/python -m dcpnas_lite search --space micro --data digits --seed 0 --out $(RUN)
-	$(BIN)/python -m dcpnas_lite train $(RUN) --bits 1
+	$(BIN)/python -m dcpnas_lite train $(RUN) --bits 1 --seeds 3 --epochs 12 --batch 64
 
 notebooks: $(INSTALLED)
 	$(BIN)/python tools/notebooks.py setup
