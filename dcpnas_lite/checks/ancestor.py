@@ -41,17 +41,17 @@ PAIRS = (
     Pair(
         "3.125", r"\operatorname{Tr}[w\,\hat G\;\partial A/\partial w_{i,j}]", "w:ik Ĝ:ki ∂A:ij -> ij",
         "4.43", r"\operatorname{Tr}[(\partial L/\partial w)^T \partial w/\partial\alpha]", "α:fm L̃:mf ∂w:em -> em",
-        "the same, C; 4.45 then loses the entry (i, j) and puts ∂L/∂w on the left",
+        "the same: C, entry by entry",
     ),
     Pair(
         "3.126", r"\partial A_{i,i}/\partial w_{i,j} \text{ in row } i", "∂A:ij δ:ia -> iaj",
         "4.46", r"\partial w_m/\partial\alpha_{e,m} \text{ in column } m",
-        "∂w:em δ:mn -> men", "the same, transposed; both put a number's derivative by a matrix for a matrix's by a number",
+        "∂w:em δ:mn -> men", "the same: a number by a matrix, for a matrix by a number",
     ),
     Pair(
         "3.127", r"(w\,\hat G)_{i,a} = w_i\,\hat g_a", "w:ik Ĝ:ka -> ia",
         "4.47", r"(\alpha\tilde L)_{e,e'} = \alpha_e\,\tilde g_{e'}", "α:ei L̃:if -> ef",
-        "they part: both factors are transposed, their order is kept, and edges take the place of operations",
+        "they part: factors transposed, order kept",
     ),
     Pair(
         "3.128", r"w_a\,\hat g_i\,\partial A_{i,i}/\partial w_{i,j}", "w:ak Ĝ:ki ∂A:ij -> iaj",
@@ -60,14 +60,14 @@ PAIRS = (
     Pair(
         "3.129", r"w_i\,\hat g_i \sum_j \partial A_{i,i}/\partial w_{i,j}", "w:ik Ĝ:ki ∂A:ij -> i",
         "4.49", r"\alpha_e\sum_m\sum_{e'}\tilde g_{e'}\,\partial w_m/\partial\alpha_{e',m}", "α:ei L̃:if ∂w:fm -> e",
-        "apart: RBONN's is the row sum of its C, DCP-NAS's is no sum of C",
+        "apart: a sum of C; no sum of C",
     ),
     Pair(
         "3.130", r"-\eta_2\lambda\,[\hat g_i \sum_j \partial A_{i,i}/\partial w_{i,j}] \circledast w",
         "w:ij Ĝ:ji ∂A:ik -> ij",
         "4.50", r"-\eta\,[\sum_m\sum_{e'}\tilde g_{e'}\,\partial w_m/\partial\alpha_{e',m}] \circledast\alpha",
         "α:ei L̃:if ∂w:fm -> ei",
-        "the inner product becomes ⊛ in both; RBONN's keeps the row sums of C, DCP-NAS's does not",
+        "apart: ⊛ for an inner product in both; keeps these sums; keeps none",
     ),
     Pair(
         "3.131", r"U \circ \operatorname{DReLU}(w, A)", "",
@@ -75,21 +75,21 @@ PAIRS = (
     ),
     Pair(
         "3.133", r"w_i \text{ if chosen, else } 0", "",
-        "4.52", r"\tilde\alpha_{:,m} \text{ otherwise}", "", "the second branch adds nothing; so reads 4.52 as derived",
+        "4.52", r"\tilde\alpha_{:,m} \text{ otherwise}", "", "0 added, as in 4.52 as derived",
     ),
     Pair(
         "3.134", r"\operatorname{ranking} > \operatorname{int}(C_{out}\,\tau)", "",
-        "4.52", r"\operatorname{ranking} > \tau", "", "τ was a fraction of the channels; 4.52 does not say; we take a rank",
+        "4.52", r"\operatorname{ranking} > \tau", "", "τ was a fraction; 4.52 does not say",
     ),
     Pair(
         "3.135", r"\lvert U - \eta_3\,\partial L/\partial U\rvert, \; U \ge 0", "",
         "4.51", r"\lvert\tilde\psi - \eta_\psi\,\partial L/\partial\tilde\psi\rvert", "",
-        "where the absolute value comes from: U is declared positive",
+        "the bars: U is declared positive",
     ),
     Pair(
         "3.136", r"\partial L_S/\partial w \circ \operatorname{DReLU}(w, A)", "",
         "4.51", r"\eta\,\partial L/\partial\tilde\alpha\circledast\alpha", "",
-        "the gradient that 4.51 leaves out; this book's 4.51′",
+        "this book's 4.51′",
     ),
 )  # fmt: skip
 
@@ -116,7 +116,7 @@ def evaluate(line: str, tensors: dict[str, Tensor]) -> Tensor:
 
 def markdown() -> str:
     """The two derivations as a Markdown table of parallel columns."""
-    rows = ["| RBONN | DCP-NAS | what the renaming shows |", "|" + "---|" * 3]
+    rows = ["| RBONN | DCP-NAS | renamed |", "|" + "---|" * 3]
     for p in PAIRS:
         rows.append(f"| ({p.number})<br>${p.tex}$ | [({p.heir})](#eq-{p.heir.replace('.', '-')})<br>${p.heir_tex}$ | {p.shows} |")
     return "\n".join(rows)

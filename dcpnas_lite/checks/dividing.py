@@ -120,7 +120,8 @@ chapter.exercise(
     "∂W/∂α_{m,e}] = C entry by entry, in the printed order. In the layout of 4.46 and 4.47, rows of α and columns "
     "of L̃ per edge, it is L̃ α. Cyclic permutation does not lead from one to the other: Tr[L̃ α W'] = Tr[α W' "
     "L̃], not Tr[α L̃ W']. Every later slip follows from one here: ∂W/∂α_{e,m}, an M×M matrix for one entry of α, "
-    "gives way in 4.46 to (∂w/∂α)_m, an E×M matrix for one weight, which only α L̃ can multiply.",
+    "gives way in 4.46 to (∂w/∂α)_m, an E×M matrix for one weight. Behind the product only α L̃ fits it, L̃ α would have to "
+    "stand behind it.",
     functions=(trace.coupling, trace.loss_factor),
 )
 def check_4_45(case: Case):

@@ -285,11 +285,22 @@ def read_4_48(case: Case) -> Readings:
     return found
 
 
-@line("4.49", "α, L̃ and ∂w/∂α transposed or not; six orders; entry by entry, per edge, per operation")
+def _quotients(toy: toys.Toy, w: Tensor) -> dict[str, Tensor]:
+    """What the division of 4.44 can return, each transposed or not: δ^T, the shortest, and in the mixture that by entries."""
+    found = {"L̃": toy.factor(toy.alpha, w)}
+    if isinstance(toy, toys.Bilinear):
+        found["L̃ shortest"] = trace.right_division(toy.dL_dw(toy.alpha, w), toy.alpha)
+    else:
+        found["L̃ shortest"] = trace.matrix_factor((found["L̃"] @ toy.alpha).T, toy.alpha)
+        found["L̃ by entries"] = (toy.dL_dw(toy.alpha, w) / toy.alpha / len(toy.alpha)).T
+    return {turn: tensor for name, L in found.items() for turn, tensor in turned(name, L).items()}
+
+
+@line("4.49", "L̃ as δᵀ, the shortest, by entries; α, L̃, ∂w/∂α transposed or not; six orders; by entries, per edge, per operation")
 def read_4_49(case: Case) -> Readings:
-    toy, J, L, C = case.mixture()
-    found = {}
-    for name, out in arranged(α=turned("α", toy.alpha), L=turned("L̃", L), w=turned("∂w", einsum("mem->em", J))):
+    toy, J, _, C = case.mixture()
+    L, dw, found = _quotients(toy, toy.phi(toy.alpha)), turned("∂w", einsum("mem->em", J)), {}
+    for name, out in arranged(α=turned("α", toy.alpha), L=L, w=dw):
         for kept, want in (("entry by entry", C), ("per edge", C.sum(1)), ("per operation", C.sum(0))):
             forms = [] if out is None else [out, out.T] if want.ndim == 2 else [out.sum(0), out.sum(1)]
             found[f"{name}, {kept}"] = min((parallel(form, want) for form in forms), default=float("inf"))
@@ -315,27 +326,33 @@ def read_patterns(case: Case) -> Readings:
     return found
 
 
-@line("4.50", "ℓ(α ⊛ w) or ℓ(α w); Σ_m its own or g̃'s m; Σ_e′ or e′ = e; g̃ kept or added up; ⊛ or inner product; L̃ or L̃ᵀ")
-def read_4_50(case: Case) -> Readings:
-    found = {}
+def _corrections(case: Case) -> Iterator[tuple[bool, str, float]]:
+    """Every bracket of 4.50 times α: whether both of its sums are taken, its name, its error against C."""
     for toy in (case.toy(), case.toy(toys.Bilinear)):
         w, J = responses.Explicit(toy.phi)(toy.alpha)
         C, dw = trace.coupling(toy.dL_dw(toy.alpha, w), J), einsum("mem->em", J)
-        for (layout, L), m, e in itertools.product(turned("L̃", toy.factor(toy.alpha, w)).items(), (0, 1), (0, 1)):
-            name = f"{KINDS[type(toy)]}: {layout}, {('Σ_m', 'same m')[m]}, {('Σ_e′', 'e′ = e')[e]}"
+        for (form, L), own, summed in itertools.product(_quotients(toy, w).items(), (True, False), (True, False)):
             fits = L.shape[1] == case.E and len(L) in (1, case.M)
-            bracket = (L.T.expand(case.E, -1) * (dw if m else dw.sum(1, keepdim=True))) if fits else None  # (e′, component)
-            if fits and not e:
+            bracket = L.T.expand(case.E, -1) * (dw.sum(1, keepdim=True) if own else dw) if fits else None  # (e′, component)
+            if fits and summed:
                 bracket = bracket.sum(0, keepdim=True).expand(case.E, -1)
-            for added, inner in itertools.product((0, 1), repeat=2):
+            for added, inner in itertools.product((False, True), repeat=2):
+                sums = f"{'own m' if own else 'one m'}, {'Σ_e′' if summed else 'e′ = e'}, {'added up' if added else 'a vector'}"
                 error = float("inf")
                 if fits:
-                    number = bracket.sum(1, keepdim=True) if added else bracket
-                    correction = number * toy.alpha
-                    correction = correction.sum(1, keepdim=True).expand(C.shape) if inner else correction
-                    error = parallel(correction, C)
-                found[f"{name}, {('kept', 'added up')[added]}, {('⊛', 'inner product')[inner]}"] = error
-    return found
+                    correction = (bracket.sum(1, keepdim=True) if added else bracket) * toy.alpha
+                    error = parallel(correction.sum(1, keepdim=True).expand(C.shape) if inner else correction, C)
+                yield summed and (own or added), f"{KINDS[type(toy)]}: {form}, {sums}, {'·' if inner else '⊛'}", error
+
+
+@line("4.50", "ℓ(α ⊛ w) or ℓ(α w); L̃ as in 4.49; m its own or that of g̃; the bracket a vector or added up; ⊛ or inner product")
+def read_4_50(case: Case) -> Readings:
+    return {name: error for both, name, error in _corrections(case) if both}
+
+
+@line("4.50", "the same, with one of the sums left out, or both", False)
+def read_fewer_sums(case: Case) -> Readings:
+    return {name: error for both, name, error in _corrections(case) if not both}
 
 
 def learned(case: Case, best: Tensor, absolute: bool) -> float:

@@ -101,7 +101,8 @@ chapter.exercise(
     r"C_{e,m} / \alpha^t_{e,m}",
     reason="In 4.49 the row α_e meets the column g̃_{e'} in an inner product, one number per edge; here the same bracket "
     "multiplies α element by element. Where g̃_e is a number the shapes agree, but every row of the bracket is the same "
-    "number and the correction only rescales α. As a parametrization the line is sound: a full ψ = −C/α carries any coupling.",
+    "number and the correction only rescales α. As a parametrization the line is sound: a full ψ = −C/α carries any coupling. "
+    "(That ψ is the printed bracket if 4.44 divides entry by entry and neither sum is taken: then α cancels.)",
     functions=(trace.psi_as_printed, trace.psi_as_derived, trace.update),
 )
 def check_4_50(case: Case):
