@@ -328,6 +328,38 @@ def test_wide_equations_start_at_their_left_edge_on_a_phone(visit):
     assert len(wide) >= 3 and all(-1 <= left <= 40 for left in wide)
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_every_figure_says_what_to_see(name):
+    for image in soup(html(name)).select("article img"):
+        assert len(image["alt"]) > 30 and image["alt"] != image["src"] and not re.search(r"[\\{}$]|\.png", image["alt"])
+
+
+def test_a_link_to_an_equation_shows_it_on_hover_and_focus(visit):
+    page = visit("07-from-trace-to-update.html")
+    page.evaluate("MathJax.startup.promise")
+    elsewhere = page.locator("article a[href*='.html#eq-4-4']").first
+    elsewhere.hover()
+    page.wait_for_selector(".equation-preview mjx-container")
+    assert page.locator(".equation-preview [data-mjx-error]").count() == 0
+    page.mouse.move(0, 0)
+    page.wait_for_selector(".equation-preview", state="detached")
+    here = page.locator("article a[href='#eq-4-49']").first
+    here.focus()
+    page.wait_for_selector(".equation-preview mjx-container")
+    assert page.locator("#eq-4-49").count() == 1 and overflow(page) <= 0
+    page.keyboard.press("Escape")
+    assert page.locator(".equation-preview").count() == 0
+
+
+def test_what_scrolls_can_be_reached_by_keyboard(visit):
+    page = visit("09-tangent.html")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.evaluate("MathJax.startup.promise")
+    page.wait_for_selector("div.math.scrolls")
+    unreachable = """all => all.filter(n => n.scrollWidth > n.clientWidth + 1 && n.tabIndex < 0).length"""
+    assert page.eval_on_selector_all("article :is(div.math, pre, table)", unreachable) == 0
+
+
 def test_a_page_on_paper(visit):
     page = visit("07-from-trace-to-update.html")
     page.emulate_media(media="print")

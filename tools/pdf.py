@@ -51,8 +51,9 @@ def whole_book(html: Path = HTML) -> str:
         body.append(article)
     front.body.clear()
     front.body.append(body)
-    for node in front.select("script[src*='index-bench'], script[src*='pydata'], script[src*='bootstrap']"):
-        node.decompose()
+    for name in ("index-bench", "comfort", "pydata", "bootstrap"):
+        for node in front.select(f"script[src*='{name}']"):
+            node.decompose()
     front.html["data-theme"] = "light"
     return str(front)
 
