@@ -144,7 +144,7 @@ def scheduler():
 
 
 def until(condition) -> None:
-    ends = time.monotonic() + 120
+    ends = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.01)
@@ -208,7 +208,7 @@ def test_a_job_that_fails_on_a_cluster_raises_its_own_error(scheduler):
 
 
 def test_searches_of_seeds_on_a_cluster_of_which_one_worker_is_killed(scheduler, tmp_path):
-    tiny = ["--quiet", *(f"--set={s}" for s in ("rounds=2", "steps=12", "warmup=0", "channels=2", "layers=1", "batch=8"))]
+    tiny = ["--quiet", *(f"--set={s}" for s in ("rounds=2", "steps=6", "warmup=0", "channels=2", "layers=1", "batch=8"))]
     out, whole = tmp_path / "all", tmp_path / "whole"
     killed = []
 
@@ -246,7 +246,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, 
         assert main([*command, "--scheduler", address]) == 2
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1 and words in error, error
-    monkeypatch.setitem(sys.modules, "distributed", None)  # as on a machine without it
+    monkeypatch.setitem(sys.modules, "distributed.core", None)  # as on a machine without it
     assert main([*command, "--scheduler", "tcp://127.0.0.1:9"]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "pip install 'dcpnas-lite[cluster]'" in error, error
