@@ -11,8 +11,8 @@ sentence after 4.41 read literally replaces H_G by the outer products without th
 
 `sampled` estimates −F where the images of a batch do not see each other. In a supernet they do, through BatchNorm. With
 h_st = ∂log p̂(image t)/∂(copy s of α̂), F = (1/N) Σ_t E[(Σ_s h_st)(Σ_s h_st)ᵀ], but `sampled` has the mean −(1/N) Σ_t Σ_s
-E[h_st h_stᵀ]. The products of different copies are missing, and no batch is large enough to make up for them: along default
-searches it is about three times as long as −F v, which acts as a larger λ, and turned by some 30° (chapter 9).
+E[h_st h_stᵀ]. The products of different copies are missing, and no batch is large enough to make up for them: along
+searches it is about three times as long as −F v, which acts as a larger λ, with a cosine of 0.8 (chapter 9).
 
 Tangents are lists with one (E, M) tensor per cell type, in the order of `Supernet.alphas()`. The network enters as a function
 logits(alphas) of such a list, everything else held fixed: `lambda alphas: child(x, alphas)`.
