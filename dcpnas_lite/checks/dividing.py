@@ -34,7 +34,7 @@ def _in_the_rows_of_alpha(arguments: dict) -> dict:
     reason="It takes w for the diagonal matrix W. If L sees α and w only through their products, (∂L/∂W)^T = L̃ α in all "
     "of its M² entries: a right division, exact for every E and M. It returns δ^T = (∂ℓ/∂(α W))^T itself, one "
     "column g̃_e per edge as 4.46 has it, where E ≤ M, and another factor of the same product elsewhere. The "
-    "diagonal alone is the elementwise form ∂L/∂w = diag(L̃ α), the row of a loss of α w the bilinear one, "
+    "diagonal alone is the elementwise form ∂L/∂w_m = (L̃ α)_{m,m}, the row of a loss of α w the bilinear one, "
     "(∂L/∂w)^T = L̃ α with L̃ of shape 1×E. With w as a vector there is in general no quotient: the figure is what "
     "the best L̃ leaves at E = 1.",
     functions=(trace.matrix_factor, trace.loss_factor, trace.right_division),
@@ -50,7 +50,7 @@ def check_4_44(case: Case):
     errors = [
         deviation(quotient @ toy.alpha, dL_dW.T),
         deviation(L @ toy.alpha, dL_dW.T),
-        deviation(torch.diag(L @ toy.alpha), toy.dL_dw(toy.alpha, toy.w)),
+        deviation((L @ toy.alpha).diagonal(), toy.dL_dw(toy.alpha, toy.w)),
         deviation(row @ bilinear.alpha, bilinear.dL_dw(bilinear.alpha, bilinear.w).unsqueeze(0)),
     ]
     if case.E <= case.M:  # then the rows of α are independent and the quotient is the only factor
@@ -98,8 +98,8 @@ chapter.exercise(
         "transposed": lambda G, a: trace.matrix_factor(G, a).T,
         "∂L/∂W not transposed": lambda G, a: G @ torch.linalg.pinv(a),
         "multiplied, not divided": lambda G, a: G.T @ a.T,
-        "the diagonal alone": lambda G, a: torch.diag(torch.diag(G)) @ torch.linalg.pinv(a),
-        "divided element by element": lambda G, a: (torch.diag(G) / a).T / len(a),
+        "the diagonal alone": lambda G, a: torch.diag(G.diagonal()) @ torch.linalg.pinv(a),
+        "divided element by element": lambda G, a: (G.diagonal() / a).T / len(a),
     },
     _in_the_rows_of_alpha,
 )
@@ -151,12 +151,12 @@ chapter.exercise(
     "4.45 derived",
     "alpha (E, M), factor (M, E), jacobian (M, E, M) -> (E, M)",
     "C[e, m] = Tr[L̃ α diag ∂w/∂α[e, m]]",
-    lambda a, L, J: trace.coupling(torch.diag(L @ a), J),
+    lambda a, L, J: trace.coupling((L @ a).diagonal(), J),
     {
-        "transposed": lambda a, L, J: trace.coupling(torch.diag(L @ a), J).T,
+        "transposed": lambda a, L, J: trace.coupling((L @ a).diagonal(), J).T,
         "α L̃, as printed": lambda a, L, J: einsum("ei,ie,kem->em", a, L, J),
         "all of L̃ α, not its diagonal": lambda a, L, J: trace.coupling((L @ a).sum(0), J),
-        "only k = m": lambda a, L, J: einsum("m,mem->em", torch.diag(L @ a), J),
+        "only k = m": lambda a, L, J: einsum("m,mem->em", (L @ a).diagonal(), J),
         "α missing": lambda a, L, J: trace.coupling(L.sum(1), J),
         "L̃ missing": lambda a, L, J: trace.coupling(a.sum(0), J),
     },

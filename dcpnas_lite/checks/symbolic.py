@@ -207,7 +207,7 @@ prove(
 
 prove(
     "4.44",
-    "∂L/∂w = diag(L̃ α) for L = ℓ(α ⊛ w), the diagonal of the same",
+    "∂L/∂w_m = (L̃ α)_{m,m} for L = ℓ(α ⊛ w), the diagonal of the same",
     lambda s: Matrix([sympy.diff(s.ell(s.mixture(w)), w[m]) for m in s.operations for w in [_matrix("w", s.M, 1)]]),
     lambda s: (s.L * s.alpha).diagonal().T,
     left_division=lambda s: (s.alpha * s.L).diagonal().T,

@@ -94,7 +94,7 @@ chapter.exercise(
         "L̃ α": lambda a, L: L @ a,
         "α missing": lambda a, L: L.sum(0).expand(len(a), -1).clone(),
         "L̃ missing": lambda a, L: a.sum(1, keepdim=True).expand(-1, len(a)).clone(),
-        "diagonal only": lambda a, L: torch.diag(torch.diag(a @ L)),
+        "diagonal only": lambda a, L: torch.diag((a @ L).diagonal()),
         "element by element": lambda a, L: a * L.T,
     },
 )

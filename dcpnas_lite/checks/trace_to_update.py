@@ -14,7 +14,7 @@ chapter = Chapter("07-from-trace-to-update")
 
 
 def _derived_trace(alpha: Tensor, factor: Tensor, dw: Tensor) -> Tensor:
-    return trace.coupling(torch.diag(factor @ alpha), trace.response_slices(dw))
+    return trace.coupling((factor @ alpha).diagonal(), trace.response_slices(dw))
 
 
 @chapter.row(
@@ -76,13 +76,13 @@ chapter.exercise(
     {
         "transposed": lambda a, L, dw: _derived_trace(a, L, dw).T,
         "as printed, in every column": lambda a, L, dw: trace.trace_components(a, L, dw)[:, None] * torch.ones_like(a),
-        "the diagonal of α L̃, not of L̃ α": lambda a, L, dw: torch.diag(a @ L)[:, None] * dw,
+        "the diagonal of α L̃, not of L̃ α": lambda a, L, dw: (a @ L).diagonal()[:, None] * dw,
         "the free index as printed": lambda a, L, dw: a * L.T * dw.sum(0),
         "no sum over e'": lambda a, L, dw: a * L.T * dw,
         "α missing": lambda a, L, dw: L.sum(1) * dw,
         "L̃ missing": lambda a, L, dw: a.sum(0) * dw,
-        "∂w/∂α missing": lambda a, L, dw: torch.diag(L @ a).repeat(len(a), 1),
-        "summed over m": lambda a, L, dw: torch.diag(L @ a).sum() * dw,
+        "∂w/∂α missing": lambda a, L, dw: (L @ a).diagonal().repeat(len(a), 1),
+        "summed over m": lambda a, L, dw: (L @ a).diagonal().sum() * dw,
     },
 )
 
