@@ -61,7 +61,7 @@ from dcpnas_lite.network.supernet import MICRO
 TUNING = range(1000, 1020)
 
 CP_NAS = {"lam": 0.0, "backtracking": "none"}
-#: What each method changes. "as printed" climbs the tangent distance: the sentence after 4.41 read literally, F without its minus.
+#: What each method changes. "as printed" climbs the tangent distance: the sentence after 4.41 read literally, F without a minus.
 METHODS = {
     "dcp-nas": {},
     "cp-nas": CP_NAS,
