@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -38,6 +41,19 @@ def test_the_shipped_selections_read_every_search_twice(name, methods, seeds):
     for _, mine in readings:
         assert sorted(mine["seed"]) == list(range(seeds))
         assert not any("none" in mb.operations(cell) for cell in mine["cell"])
+
+
+@pytest.mark.parametrize(("name", "seeds", "given"), [("digits", 20, {})])
+def test_the_shipped_default_is_the_default(name, seeds, given):
+    """By the configuration of the command line and by the command in the script's text; each supernet read in every way."""
+    written = json.loads("{" + re.search(r"DEFAULT='(.*)'", search_methods.__doc__)[1] + "}") | given
+    assert SearchConfig(**written) == SearchConfig.defaults("micro", name)
+    rows = pd.read_csv(mb.TABLES / f"default-{name}.csv")
+    readings = {changes: mine for changes, mine in rows.groupby("changes")}
+    expected = [search_methods.read_as(("", written, 0), r)[1] for r in ("strength", "perturbation", "final")[: 2 + len(given)]]
+    assert sorted(readings) == sorted(map(json.dumps, expected))
+    for mine in readings.values():
+        assert sorted(mine["seed"]) == list(range(seeds)) and set(mine["method"]) == {"dcp-nas"}
 
 
 @pytest.mark.parametrize("binary", [True, False])
