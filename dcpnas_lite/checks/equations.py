@@ -23,7 +23,7 @@ from .mutation import score
 from .table import EXACT, KINDS, PROOFS, VERDICTS, WRONG, Check, Equation
 
 __all__ = ["CHAPTERS", "EXACT", "KINDS", "PROOFS", "TABLE", "VERDICTS", "WRONG", "Check", "Equation", "get", "report"]
-__all__ += ["RUNS", "markdown_errata", "markdown_glance", "markdown_index", "runs"]
+__all__ += ["RUNS", "markdown_errata", "markdown_glance", "markdown_index", "runs", "symbols"]
 
 CHAPTERS = tuple(
     module.chapter
