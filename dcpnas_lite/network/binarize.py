@@ -61,9 +61,9 @@ class BinaryConv2d(nn.Module):
     The real-valued `weight` is what the optimizer trains; only its sign and β enter the output. β is mean |w| per
     output channel, and the gradient flows through it as well (the product rule):
 
-        ∂L/∂w_i = (Σ_j g_j sign(w_j)) sign(w_i) / n + β g_i 1_{|w_i| ≤ 1},     g = ∂L/∂(β sign(w)),
+        ∂L/∂w_i = (Σ_j g_j sign(w_j)) sign(w_i) / d + β g_i 1_{|w_i| ≤ 1},     g = ∂L/∂(β sign(w)),
 
-    where n is the number of weights of a channel, and the first term is 0 at w_i = 0, the kink of |w_i|.
+    where d is the number of weights of a channel, and the first term is 0 at w_i = 0, the kink of |w_i|.
     With `learned_scale` β is a parameter of its own, kept non-negative by its absolute value and started at mean |w|.
     Output channels get no bias: BatchNorm follows or precedes everywhere in this package.
     `pad_value` (−1 or +1) is what the border of the binarized input is filled with; anything else raises ValueError.
