@@ -85,7 +85,7 @@ class Objective:
     """L_DCP-NAS = −G + λ D + μ L_R (Eq. 4.32) and how D is differentiated.
 
     lam, mu: λ of the tangent distance and μ of the reconstruction error. distance: D (Eq. 4.31).
-    curvature: what stands for H_G in Eq. 4.33, see `method.tangent`.
+    curvature: what stands for H_G in Eq. 4.33, see `method.tangent`; under BatchNorm `sampled` is too long, as if λ were larger.
     eq_4_29: the Parent's tangent direction. eq_4_41: the sign of what stands for H_G; as the sentence after 4.41 reads, plus.
     tangent_every: D enters every that many steps of a Child phase, with as many times λ: the lazy regularization of Karras et
     al. (*Analyzing and improving the image quality of StyleGAN*, CVPR 2020).
