@@ -178,6 +178,13 @@ def test_anything_else_gets_one_line(equation):
             call()
 
 
+@pytest.mark.parametrize("stub", ["return ...", "raise NotImplementedError"])
+def test_an_untouched_stub_is_told_so(stub):
+    names: dict = {}
+    exec(f"def stub(alpha, factor, dw):\n    {stub}", names)
+    assert str(failing(names["stub"])) == "4.49: nothing is written yet"
+
+
 def test_what_a_function_keeps_is_its_own():
     """Given and returned tensors may be changed later: the next problem and the next check do not see it."""
     kept = []

@@ -13,11 +13,11 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -25,6 +25,7 @@ import notebooks as tool  # noqa: E402
 
 PATHS = tool.notebooks()
 IDS = [path.stem for path in PATHS]
+NOBODY = "https://github.com/OWNER/dcpnas-lite"  # a repository without an address
 SHOWN_RAW = {
     "directive": re.compile(r"^\s*(```+|~~~+|:::+)\s*\{", re.MULTILINE),
     "colon fence": re.compile(r"^\s*:::", re.MULTILINE),
@@ -81,13 +82,27 @@ def test_markdown_is_readable_where_nothing_builds_the_book(notebook):
                 assert not pattern.search(cell.source), f"a MyST {kind} shows raw in Jupyter and Colab:\n{cell.source}"
 
 
-def test_colab_link_and_first_cell_agree_with_the_configuration(path, notebook):
-    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+HOMES = tool.homes()
+
+
+def test_colab_link_first_cell_and_links_to_equations_are_as_setup_writes_them(path, notebook, tmp_path):
+    url = tool.repository_url()
+    shutil.copy(path, tmp_path / path.name)
+    tool.set_up(tmp_path / path.name, url, HOMES)
+    assert (tmp_path / path.name).read_text() == path.read_text(), "run: python tools/notebooks.py setup"
     assert notebook.cells[0].source.startswith(tool.title_start(path.stem))
-    assert tool.colab_link(path.name, url) in notebook.cells[0].source.splitlines()
-    first = code_cells(notebook)[0]
-    assert first.source == tool.first_cell(url), "run: python tools/notebooks.py setup"
-    assert first.outputs == []
+    assert code_cells(notebook)[0].source == tool.first_cell(url) and code_cells(notebook)[0].outputs == []
+    assert tool.published(url) or "colab.research" not in path.read_text()
+
+
+def test_links_to_equations_lead_to_a_notebook_that_has_them(path, notebook):
+    """Also those in what cells print: in a raw notebook a link leads to its own page or to a file beside it."""
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell in code_cells(notebook):
+        texts += [output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})]
+    for target, name in re.findall(r"\]\(([^()\s#]*)#(eq-[\w-]+)\)", "\n".join(map("".join, texts))):
+        page = target.removeprefix(tool.published(tool.repository_url())).removesuffix(".html").removesuffix(".ipynb")
+        assert (page or path.stem) == HOMES[name], f"{target}#{name}"
 
 
 def test_metadata_is_normalised(path, notebook, tmp_path):
@@ -125,7 +140,7 @@ def test_a_stranger_gets_the_committed_outputs_and_again(path, stranger, tmp_pat
 
 @pytest.mark.parametrize("source, right", [("value = 3", True), ("value += 1", False)])
 def test_a_cell_that_changes_when_run_again_is_found(source, right, stranger, tmp_path):
-    path = make_book(tmp_path / "repository", "https://github.com/OWNER/dcpnas-lite", "value = 2", f"{source}; print(value)")
+    path = make_book(tmp_path / "repository", NOBODY, "value = 2", f"{source}; print(value)")
     tool.execute(path)
     assert (run_as_stranger(stranger, tool.read(path), tmp_path).returncode == 0) == right
 
@@ -145,25 +160,129 @@ def make_book(root: Path, url: str, *sources: str) -> Path:
 
 
 def test_setup_is_idempotent_and_url_reaches_every_file(tmp_path):
-    path = make_book(tmp_path, "https://github.com/OWNER/dcpnas-lite", "1 + 1")
-    tool.set_up(path, tool.repository_url(tmp_path))
+    path = make_book(tmp_path, NOBODY, "1 + 1")
+    tool.set_up(path, NOBODY, {})
     once = path.read_text()
-    assert "print(" in tool.read(path).cells[1].source and tool.read(path).cells[2].source == "1 + 1"
-    tool.set_up(path, tool.repository_url(tmp_path))
+    assert "raise missing" in tool.read(path).cells[1].source and tool.read(path).cells[2].source == "1 + 1"
+    assert "OWNER" not in once and "colab" not in once
+    tool.set_up(path, NOBODY, {})
     assert path.read_text() == once
     tool.change_url("https://github.com/someone/dcpnas-lite", tmp_path)
     for file in tmp_path.rglob("*.*"):
         if file.is_file():
             assert "OWNER" not in file.read_text() and "someone/dcpnas-lite" in file.read_text(), file
-    assert "%pip install --quiet --no-deps git+https://github.com/someone/" in tool.read(path).cells[1].source
-    tool.change_url("https://github.com/OWNER/dcpnas-lite", tmp_path)
+    first, cell, _ = tool.read(path).cells
+    assert first.source.startswith("# 1. Title\n\n[Open this page in Colab](https://colab.research.google.com/github/someone/")
+    assert "%pip install --quiet --no-deps git+https://github.com/someone/" in cell.source
+    tool.change_url(NOBODY, tmp_path)
     assert path.read_text() == once
     with pytest.raises(SystemExit, match="expected an address"):
         tool.change_url("ftp://example.org", tmp_path)
 
 
+def test_links_to_equations_follow_the_address(tmp_path):
+    """By name while there is no address, to the published book where there is one, and back."""
+    path = make_book(tmp_path, NOBODY, "1 + 1")
+    other = path.with_name("02-b.ipynb")
+    text = "# 2. Other\n\n$$ a \\tag{4.44} $$\n\n[here](#eq-4-44), [there](#eq-4-45-prime), [what](#eq-9-9), [x](01-a.ipynb)"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), other)
+    notebook = tool.read(path)
+    notebook.cells[0].source += "\n\n$$ b \\tag{4.45′} $$ [(4.44)](#eq-4-44)"
+    tool.write(path, notebook)
+
+    def links() -> list[str]:
+        return [re.findall(r"\]\(([^)]*)\)", tool.read(p).cells[0].source) for p in (path, other)]
+
+    tool.change_url(NOBODY, tmp_path)
+    by_name = links()
+    assert by_name == [["02-b.ipynb#eq-4-44"], ["#eq-4-44", "01-a.ipynb#eq-4-45-prime", "#eq-9-9", "01-a.ipynb"]]
+    tool.change_url("https://github.com/Me/book", tmp_path)
+    book = "https://me.github.io/book/"
+    assert links()[0][1:] == [f"{book}02-b.html#eq-4-44"]
+    assert links()[1][1:3] == [f"{book}02-b.html#eq-4-44", f"{book}01-a.html#eq-4-45-prime"] and links()[1][-1] == "01-a.ipynb"
+    tool.change_url(NOBODY, tmp_path)
+    assert links() == by_name
+
+
+# The first cell, in the four situations of a reader
+
+
+RUN = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read("page.ipynb", 4)
+NotebookClient(notebook, kernel_name="python3", allow_errors=True, timeout=300).execute()
+nbformat.write(notebook, "page.ipynb")
+"""
+
+
+@pytest.fixture
+def bare(tmp_path) -> Path:
+    """Python of an environment that has everything but the package."""
+    folder = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (site / "test-environment.pth").write_text(sysconfig.get_path("purelib") + "\n")  # what is listed there is not read
+    return folder / "bin" / "python"
+
+
+def run_page(python: Path, folder: Path, url: str = NOBODY) -> list:
+    """Outputs of the first cell and of one that imports the package, in a folder."""
+    sources = [tool.first_cell(url), "import dcpnas_lite\nprint(dcpnas_lite.__file__)"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources]), folder / "page.ipynb")
+    environment = os.environ | {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run([python, "-c", RUN], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [cell.outputs for cell in nbformat.read(folder / "page.ipynb", 4).cells]
+
+
+def imported_from(outputs: list) -> str:
+    _, (imported,) = outputs
+    return imported.text.strip()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    path = tmp_path / "reader" / "book"
+    path.mkdir(parents=True)
+    return path
+
+
+def test_first_cell_takes_the_wheel_beside_the_notebook(bare, folder, wheel):
+    shutil.copy(wheel, folder)
+    shutil.copytree(ROOT / "dcpnas_lite", folder.parent / "dcpnas_lite")  # the wheel goes before the repository
+    assert str(bare.parent.parent / "lib") in imported_from(run_page(bare, folder))
+
+
+def test_first_cell_takes_the_repository_around_the_notebook(bare, folder):
+    shutil.copytree(ROOT / "dcpnas_lite", folder.parent / "dcpnas_lite", ignore=shutil.ignore_patterns("__pycache__"))
+    first, (imported,) = run_page(bare, folder)
+    assert first == [] and imported.text == f"{folder.parent / 'dcpnas_lite' / '__init__.py'}\n"
+
+
+def test_first_cell_takes_the_repositorys_address(bare, folder, tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(ROOT / "dcpnas_lite", repository / "dcpnas_lite", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, repository)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "x"]):
+        subprocess.run([*git, *command], cwd=repository, check=True)
+    assert str(bare.parent.parent / "lib") in imported_from(run_page(bare, folder, f"file://{repository}"))
+
+
+@pytest.mark.parametrize("url", [NOBODY, "file:///there/is/nothing"])
+def test_first_cell_stops_with_one_line_that_says_what_to_do(bare, folder, url):
+    first, second = run_page(bare, folder, url)
+    (stop,) = [output for output in first if output.output_type == "error"]
+    assert len(stop.traceback) == 1 and len(stop.traceback[0].splitlines()) == 1
+    assert stop.traceback[0].startswith("dcpnas_lite is missing: ") and "make wheel" in stop.traceback[0]
+    assert second[0].output_type == "error" and second[0].ename == "ModuleNotFoundError"  # nothing was half-installed
+
+
 def test_execute_stores_outputs_in_an_empty_folder(tmp_path):
-    path = make_book(tmp_path, "https://github.com/OWNER/dcpnas-lite", "import os; print(os.listdir())", "6 * 7")
+    path = make_book(tmp_path, NOBODY, "import os; print(os.listdir())", "6 * 7")
     tool.execute(path)
     first, second = code_cells(tool.read(path))
     assert first.outputs[0].text == "[]\n" and second.outputs[0].data["text/plain"] == "42"
@@ -174,7 +293,7 @@ def test_execute_stores_outputs_in_an_empty_folder(tmp_path):
 
 @pytest.mark.parametrize("source", ["1 / 0", "import sys; print('x', file=sys.stderr)"])
 def test_execute_refuses_errors_and_stderr(tmp_path, source):
-    path = make_book(tmp_path, "https://github.com/OWNER/dcpnas-lite", source)
+    path = make_book(tmp_path, NOBODY, source)
     before = path.read_text()
     with pytest.raises(SystemExit, match="a cell failed|wrote to stderr"):
         tool.execute(path)

@@ -21,8 +21,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+from equation_names import TAG, anchor  # noqa: E402
+
 FIRST_LINE = "# Installs dcpnas_lite where it is missing"  # how the cell starts that `setup` writes
-COLAB = re.compile(r"^\[[^\]]*\]\(https://colab\.research\.google\.com/github/[^)]*\)$", re.MULTILINE)
+COLAB = re.compile(r"^\[[^\]]*\]\(https://colab\.research\.google\.com/github/[^)]*\)$\n*", re.MULTILINE)
+EQUATION = re.compile(r"\]\([^()\s#]*#(eq-[\w-]+)\)")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -43,21 +47,64 @@ def title_start(stem: str) -> str:
 
 
 def colab_link(name: str, url: str) -> str:
+    """The line below the title that opens the page in Colab; empty while the repository has no address."""
     slug = url.removeprefix("https://github.com/")
-    return f"[Open this page in Colab](https://colab.research.google.com/github/{slug}/blob/main/book/{name})"
+    link = f"[Open this page in Colab](https://colab.research.google.com/github/{slug}/blob/main/book/{name})\n\n"
+    return "" if "/OWNER/" in url else link
 
 
 def first_cell(url: str) -> str:
     """Source of the first code cell. It never installs torch or numpy: on Colab everything else is there already.
 
-    The figures are asked for by name, because a kernel that finds MPLBACKEND in its environment shows none.
+    Where the package is missing it takes the wheel beside the notebook, the repository around it, or the repository's
+    address; failing these it stops, with one line. The figures are asked for by name, because a kernel that finds MPLBACKEND in
+    its environment shows none.
     """
-    if "/OWNER/" in url:
-        action = 'print("dcpnas_lite is missing. In its repository: pip install --no-deps .")'
-    else:
-        action = f"%pip install --quiet --no-deps git+{url}"
-    install = f'import importlib.util\n\nif importlib.util.find_spec("dcpnas_lite") is None:\n    {action}'
-    return f"{FIRST_LINE}, and shows figures in the page.\n{install}\n%matplotlib inline"
+    address = "" if "/OWNER/" in url else f"    else:\n        %pip install --quiet --no-deps git+{url}\n"
+    return f'''{FIRST_LINE}, and shows figures in the page.
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("dcpnas_lite") is None:
+    wheels = sorted(Path.cwd().glob("dcpnas_lite-*.whl"))
+    around = [p for p in Path.cwd().parents if (p / "dcpnas_lite/__init__.py").exists()]
+    if wheels:
+        %pip install --quiet --no-deps "{{wheels[-1]}}"
+    elif around:
+        sys.path.insert(0, str(around[0]))
+{address}if importlib.util.find_spec("dcpnas_lite") is None:
+    todo = "in its repository run make wheel, put the file from dist/ beside this notebook"
+    missing = ModuleNotFoundError(f"dcpnas_lite is missing: {{todo}}, run this cell again")
+    missing._render_traceback_ = lambda: [str(missing)]  # one line
+    raise missing
+%matplotlib inline'''
+
+
+def published(url: str) -> str:
+    """Where GitHub Pages shows the book of a repository; empty while that has no address."""
+    owner, name = url.removeprefix("https://github.com/").split("/")
+    return "" if owner == "OWNER" else f"https://{owner.lower()}.github.io/{name}/"
+
+
+def homes(root: Path = ROOT) -> dict[str, str]:
+    """Anchor of an equation → the page that carries its tag."""
+    pages = {path.stem: "\n".join(c.source for c in read(path).cells if c.cell_type == "markdown") for path in notebooks(root)}
+    return {anchor(tag): stem for stem, text in pages.items() for tag in TAG.findall(text)}
+
+
+def link_equations(text: str, own: str, pages: dict[str, str], url: str) -> str:
+    """Make the links to equations lead somewhere in a raw notebook, too: to the published book or, while that has no address,
+    to the notebook of the equation. The build turns either into links inside the book."""
+
+    def target(found: re.Match) -> str:
+        name = found[1]
+        page = pages.get(name, own)
+        if published(url):
+            return f"]({published(url)}{page}.html#{name})"
+        return f"](#{name})" if page == own else f"]({page}.ipynb#{name})"
+
+    return EQUATION.sub(target, text)
 
 
 def read(path: Path):
@@ -80,22 +127,22 @@ def write(path: Path, notebook) -> None:
     os.replace(temporary, path)
 
 
-def set_up(path: Path, url: str) -> None:
+def set_up(path: Path, url: str, pages: dict[str, str]) -> None:
+    """Write what `setup` writes; pages as `homes` gives them."""
     notebook = read(path)
     cells = notebook.cells
     title = title_start(path.stem)
     if not cells or cells[0].cell_type != "markdown" or not cells[0].source.startswith(title):
         raise SystemExit(f"{path.name}: the first cell must be Markdown and start with the title, '{title}…'")
-    link = colab_link(path.name, url)
-    if COLAB.search(cells[0].source):
-        cells[0].source = COLAB.sub(lambda _: link, cells[0].source)
-    else:
-        title, _, rest = cells[0].source.partition("\n")
-        cells[0].source = f"{title}\n\n{link}\n\n{rest.lstrip()}".rstrip()
+    title, _, rest = COLAB.sub("", cells[0].source).partition("\n")
+    cells[0].source = f"{title}\n\n{colab_link(path.name, url)}{rest.lstrip()}".rstrip()
     position = next((i for i, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
     if position == len(cells) or not cells[position].source.startswith(FIRST_LINE):
         cells.insert(position, nbformat.v4.new_code_cell())
     cells[position].source = first_cell(url)
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = link_equations(cell.source, path.stem, pages, url)
     write(path, notebook)
 
 
@@ -133,8 +180,9 @@ def change_url(url: str, root: Path = ROOT) -> None:
     names = ["_config.yml", "CITATION.cff", "pyproject.toml", "README.md", "CONTRIBUTING.md"]
     for path in [*(root / name for name in names), *sorted((root / "book").glob("*.md"))]:
         path.write_text(path.read_text(encoding="utf8").replace(f"/{old}", f"/{new}"), encoding="utf8")
+    pages = homes(root)
     for path in notebooks(root):
-        set_up(path, url)
+        set_up(path, url, pages)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -142,15 +190,16 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("execute", help="execute notebooks in place (all, if none is named)")
     command.add_argument("paths", nargs="*", type=Path, metavar="NOTEBOOK")
-    commands.add_parser("setup", help="write Colab link and first code cell into every notebook")
+    commands.add_parser("setup", help="write Colab link, first code cell and links to equations into every notebook")
     commands.add_parser("url", help="change the repository's address everywhere").add_argument("url")
     options = parser.parse_args(arguments)
     if options.command == "execute":
         for path in options.paths or notebooks():
             execute(path)
     elif options.command == "setup":
+        pages = homes()
         for path in notebooks():
-            set_up(path, repository_url())
+            set_up(path, repository_url(), pages)
     else:
         change_url(options.url)
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor, einsum
 
+from .table import link
+
 NAMES = {"w": "α", "Ĝ": "L̃", "∂A": "∂w", "δ": "δ"}
 LETTERS = str.maketrans("iajk", "mnef")  # rows i and a are operations, columns j and k edges
 
@@ -118,5 +120,5 @@ def markdown() -> str:
     """The two derivations as a Markdown table of parallel columns."""
     rows = ["| RBONN | DCP-NAS | renamed |", "|" + "---|" * 3]
     for p in PAIRS:
-        rows.append(f"| ({p.number})<br>${p.tex}$ | [({p.heir})](#eq-{p.heir.replace('.', '-')})<br>${p.heir_tex}$ | {p.shows} |")
+        rows.append(f"| ({p.number})<br>${p.tex}$ | [({p.heir})]({link(p.heir)})<br>${p.heir_tex}$ | {p.shows} |")
     return "\n".join(rows)

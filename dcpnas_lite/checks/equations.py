@@ -20,7 +20,7 @@ from . import (
     trace_to_update,
 )
 from .mutation import score
-from .table import EXACT, KINDS, PROOFS, VERDICTS, WRONG, Check, Equation
+from .table import EXACT, KINDS, PROOFS, VERDICTS, WRONG, Check, Equation, link
 
 __all__ = ["CHAPTERS", "EXACT", "KINDS", "PROOFS", "TABLE", "VERDICTS", "WRONG", "Check", "Equation", "get", "report"]
 __all__ += ["RUNS", "markdown_errata", "markdown_glance", "markdown_index", "runs", "symbols"]
@@ -99,7 +99,7 @@ def markdown_index() -> str:
         result = e.check()
         functions = "<br>".join(f"`{path.removeprefix('dcpnas_lite.')}` ({runs(path)})" for path in e.functions) or "–"
         rows.append(
-            f"| [({e.number})](#{e.anchor}) | {e.title} | {e.kind} | {e.verdict} | {functions} | "
+            f"| [({e.number})]({link(e.number)}) | {e.title} | {e.kind} | {e.verdict} | {functions} | "
             f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} | {e.proof} | {score(e)} | {symbols(e.number)} |"
         )
     return "\n".join(rows)
@@ -125,7 +125,7 @@ def markdown_glance() -> str:
     for number, moved in MOVED.items():
         e = get(number)
         lines = "<br>".join(f"${line}$" for line in (e.printed, e.derived) if line)
-        rows.append(f"| [({number})](#{e.anchor}) | {lines} | {e.verdict} | {moved} |")
+        rows.append(f"| [({number})]({link(e.number)}) | {lines} | {e.verdict} | {moved} |")
     return "\n".join(rows)
 
 
@@ -142,7 +142,7 @@ def markdown_errata() -> str:
                 else ("What it takes for granted", "the line where the assumption fails")
             )
             parts.append(
-                f"## {e.number} {e.title}\n\n**Place.** Section 4.4, Eq. [({e.number})](#{e.anchor}); discussed in chapter "
+                f"## {e.number} {e.title}\n\n**Place.** Section 4.4, Eq. [({e.number})]({link(e.number)}); discussed in chapter "
                 f"{int(e.chapter[:2])}.\n\n**As printed**\n\n$$ {e.printed} $$\n\n**{why}.** {e.reason}\n\n"
                 f"**{'As derived' if wrong else 'To be read as'}**\n\n$$ {e.derived} $$\n\n"
                 f"**Measured** ({'passes' if result.passed else '**fails**'}). {result.text} "

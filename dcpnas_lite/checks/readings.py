@@ -18,7 +18,7 @@ from torch.autograd.functional import hessian, jacobian
 from ..derivation import responses, toys, trace
 from ..method import backtracking, objectives
 from .problems import SIZES, Case, deviation
-from .table import EXACT
+from .table import EXACT, link
 
 Readings = dict[str, float]  # error of each reading by name, on one problem
 KINDS = {toys.LinearMixture: "ℓ(α ⊛ w)", toys.Bilinear: "ℓ(α w)"}
@@ -403,7 +403,7 @@ def markdown(found: dict[Line, dict[str, list[float]]]) -> str:
         exist, holding = sum(min(errors) < float("inf") for errors in tried.values()), right(tried)
         which = "<br>".join([f"`{name}`" for name in holding[:4]] + [f"and {len(holding) - 4} more"] * (len(holding) > 4))
         rows.append(
-            f"| [({entry.number})](#eq-{entry.number.replace('.', '-')}) | {entry.varied} | {len(tried)} | {exist} | "
+            f"| [({entry.number})]({link(entry.number)}) | {entry.varied} | {len(tried)} | {exist} | "
             f"{len(holding)} | {which or 'none'} | {verdict(tried) if entry.printed else 'mended'} |"
         )
     return "\n".join(rows)

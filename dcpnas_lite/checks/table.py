@@ -26,6 +26,15 @@ SIZES = (
 )
 
 
+#: The page of every number: the file name stem of the chapter in which the equation carries its tag.
+PAGES: dict[str, str] = {}
+
+
+def link(number: str) -> str:
+    """Where an equation stands, as a link between notebooks; the book makes it one between its pages."""
+    return f"{PAGES[number]}.ipynb#eq-{number.replace('.', '-')}"
+
+
 @dataclass(frozen=True)
 class Check:
     """Outcome of a check.
@@ -61,10 +70,6 @@ class Equation:
     derived: str = ""
     reason: str = ""
     exact: float = EXACT
-
-    @property
-    def anchor(self) -> str:
-        return "eq-" + self.number.replace(".", "-")
 
     def check(self) -> Check:
         """Run the check on every problem, up to the first that fails; an exception inside it is a failure."""
@@ -128,6 +133,7 @@ class Chapter:
         paths = tuple(f"{f.__module__}.{f.__qualname__}" for f in functions)
 
         def enter(run: Callable) -> Callable:
+            PAGES[number] = self.stem
             self.rows.append(Equation(number, title, kind, proof, verdict, printed, self.stem, run, paths, **rest))
             return run
 
