@@ -5,7 +5,7 @@ python benchmarks/packed.py [layers] [networks]
 packed-layers.csv: from float32 numbers to float32 numbers, signs packed on the way. A layer has as many filters as channels and
 an image of SIDE × SIDE; torch convolves the same numbers, contiguous and channels last, without anything behind it.
 packed-networks.csv: the found micro cell, three layers, 16 × 16 images, packed and as the real-valued twin.
-Medians, the candidates in turn, the first round not counted; on one thread of its time on the processor, on two of the clock.
+Medians, the candidates in turn; one thread by its time on the processor, more by the clock, which needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 import dcpnas_lite as dcp
 from dcpnas_lite import files
+from dcpnas_lite.evaluation import cells
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.packed import export, fast, pack
 
@@ -34,20 +35,23 @@ LAYERS = [
     *(("3x3", channels, 3, 1) for channels in (8, 16, 32, 64, 128, 256)),
     *(("depthwise", channels, kernel, dilation) for channels in (16, 64, 128, 256) for kernel, dilation in ((3, 1), (5, 2))),
 ]
-CELL = ("sep_conv_3x3", "max_pool_3x3", "dil_conv_5x5")
+CELL = 287  # what DCP-NAS finds on the digits with seed 0: tables/selection-digits.csv
 WIDTHS, BATCHES = (16, 64, 128), (1, 32)
 
 
 def timed(tasks: dict[str, Callable], repeats: int, threads: int) -> dict[str, float]:
-    """Median seconds of each task, taken in turn; the first round does not count."""
+    """Median seconds of each task, blocks of calls of about a millisecond in turn; the first round only sets their lengths."""
     clock = time.thread_time if threads == 1 else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(repeats + 1):
+    calls, seconds = dict.fromkeys(tasks, 1), {name: [] for name in tasks}
+    for _ in range(repeats + 2):
         for name, task in tasks.items():
             start = clock()
-            task()
-            seconds[name].append(clock() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+            for _ in range(calls[name]):
+                task()
+            seconds[name].append((clock() - start) / calls[name])
+            if len(seconds[name]) == 2:
+                calls[name] = max(1, int(1e-3 / seconds[name][1]))
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
 def layer(kind: str, channels: int, kernel: int, dilation: int, threads: int) -> dict[str, Callable]:
@@ -69,7 +73,7 @@ def layer(kind: str, channels: int, kernel: int, dilation: int, threads: int) ->
         n = kernel**2
         weights = pack.pack((w[..., 0] >= 0).transpose(1, 2, 0))
         planes = fast.planes(n, np.zeros(channels, np.int32), np.full(channels, n, np.int32), flip)
-        along = pack.pack((w >= 0).reshape(channels, 1, 1, n))
+        along = fast.Product(pack.pack((w >= 0).reshape(channels, 1, 1, n)), n, channels, threads=threads)
 
         def packed():
             words = pack.border(fast.binarize(x, zero, flip, threads), padding, -1, channels)
@@ -80,20 +84,19 @@ def layer(kind: str, channels: int, kernel: int, dilation: int, threads: int) ->
             signs = np.pad(x >= 0, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
             patches = np.stack([pixels for _, _, pixels in pack.taps(signs, kernel, 1, dilation)], -1)
             words = pack.pack(patches)
-            return fast.product(words, fast.arranged(along, channels), n, 1, 1, 1, threads)
+            return along(words)
 
         expected = pack.depthwise(pack.border(pack.pack(x >= 0), padding, -1, channels), weights, channels, 1, dilation)
         assert np.array_equal(along_kernel(), expected) and np.array_equal(packed(), pack.pack(expected >= 0))
         return {"packed": packed, "along_kernel": along_kernel} | tasks
     plain = pack.pack(w >= 0)
-    weights = fast.arranged(plain, 1)
+    product = fast.Product(plain, channels, 1, 1, dilation, threads)
 
     def framed(words):
         return pack.border(words[:, :, :, None], padding, -1, channels)
 
     def packed():
-        words = framed(fast.binarize(x, zero, flip, threads))
-        return fast.scaled(fast.product(words, weights, channels, kernel, 1, dilation, threads), ones, ones, threads)
+        return product.scaled(framed(fast.binarize(x, zero, flip, threads)), ones, ones)
 
     def reference():
         return pack.scaled(pack.product(framed(pack.pack(x >= zero)), plain, channels, 1, dilation), ones, ones)
@@ -102,11 +105,11 @@ def layer(kind: str, channels: int, kernel: int, dilation: int, threads: int) ->
     return {"packed": packed, "numpy": reference} | tasks
 
 
-def layers(repeats: int) -> list[dict]:
+def layers(repeats: int, counts: list[int]) -> list[dict]:
     """The rows of packed-layers.csv."""
     rows = []
     for kind, channels, kernel, dilation in LAYERS:
-        for threads in (1, 2):
+        for threads in counts:
             torch.set_num_threads(threads)
             seconds = timed(layer(kind, channels, kernel, dilation, threads), repeats, threads)
             row = {"kind": kind, "channels": channels, "k": kernel, "dilation": dilation, "threads": threads}
@@ -121,9 +124,9 @@ def layers(repeats: int) -> list[dict]:
 NAMES = ("packed", "numpy", "along_kernel", "torch", "torch_last")
 
 
-def networks(repeats: int) -> list[dict]:
+def networks(repeats: int, counts: list[int]) -> list[dict]:
     """The rows of packed-networks.csv. Time does not depend on what a network has learned: the weights are those of a start."""
-    rows, genotype = [], dcp.Genotype.from_operations(dcp.MICRO, CELL)
+    rows, genotype = [], cells.genotype(CELL)
     for width in WIDTHS:
         torch.manual_seed(0)
         binary, real = (DiscreteNetwork(genotype, width, binary=binary).eval() for binary in (True, False))
@@ -134,7 +137,7 @@ def networks(repeats: int) -> list[dict]:
         for batch in BATCHES:
             x = torch.randn(batch, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(batch))
             images, last = x.numpy(), x.contiguous(memory_format=torch.channels_last)
-            for threads in (1, 2):
+            for threads in counts:
                 torch.set_num_threads(threads)
                 packed = export(binary, threads=threads)
                 tasks = {
@@ -159,10 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=("layers", "networks"), default=["layers", "networks"])
     parser.add_argument("--repeats", type=int, default=51)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=TABLES)
     options = parser.parse_args()
     for what in options.what:
-        rows = {"layers": layers, "networks": networks}[what](options.repeats)
+        rows = {"layers": layers, "networks": networks}[what](options.repeats, options.threads)
         text = "\n".join(",".join(map(str, line)) for line in [rows[0], *(row.values() for row in rows)])
         files.write(options.out / f"packed-{what}.csv", text + "\n")
 

@@ -95,11 +95,17 @@ def in_words(conv: BinaryConv2d, x: torch.Tensor) -> tuple[np.ndarray, np.ndarra
 def test_products_are_torchs_integers(quick, layer):
     conv, x = layer
     words, weights = in_words(conv, x)
-    n, kernel = conv.weight.shape[1:3]
+    n = conv.weight.shape[1]
     if quick:
+        count, channels = integers(conv, x), len(weights)
+        draw = np.random.default_rng(channels)
+        low, high = (draw.integers(-n, n + 1, channels).astype(np.int32) for _ in range(2))
+        flip, beta, slope = draw.random(channels) < 0.5, *draw.standard_normal((2, channels)).astype(np.float32)
         for threads in (1, 3):
-            got = fast.product(words, fast.arranged(weights, conv.groups), n, kernel, conv.stride, conv.dilation, threads)
-            assert np.array_equal(got, integers(conv, x))
+            product = fast.Product(weights, n, conv.groups, conv.stride, conv.dilation, threads)
+            assert np.array_equal(product(words), count)
+            assert np.array_equal(product.scaled(words, beta, slope), pack.scaled(count, beta, slope))
+            assert np.array_equal(product.inside(words, low, high, flip), pack.pack(((low <= count) & (count <= high)) ^ flip))
     else:
         assert np.array_equal(pack.product(words, weights, n, conv.stride, conv.dilation), integers(conv, x))
     assert torch.equal(conv(x), torch.from_numpy(integers(conv, x)).permute(0, 3, 1, 2) * conv.beta().view(1, -1, 1, 1))
@@ -131,14 +137,10 @@ def test_depthwise_products_are_torchs_integers(layer, seed):
 def test_numba_does_what_numpy_does(channels, seed, stride, kernel):
     draw = np.random.default_rng(seed)
     x = draw.standard_normal((2, 5, 4, channels)).astype(np.float32)
-    count = draw.integers(-9, 10, x.shape).astype(np.int32)
     a, b = (draw.standard_normal(channels).astype(np.float32) for _ in range(2))
-    low, high = draw.integers(-9, 5, channels).astype(np.int32), draw.integers(-5, 9, channels).astype(np.int32)
     flip = draw.random(channels) < 0.5
     for threads in (1, 2):
         assert np.array_equal(fast.binarize(x, a, flip, threads), pack.pack((x >= a) ^ flip))
-        assert np.array_equal(fast.inside(count, low, high, flip, threads), pack.pack(((low <= count) & (count <= high)) ^ flip))
-        assert np.array_equal(fast.scaled(count, np.abs(a), b, threads), pack.scaled(count, np.abs(a), b))
         assert np.array_equal(fast.affine(x, a, b, threads), pack.affine(x, a, b))
         weight = draw.standard_normal((kernel, kernel, channels, 3))
         images, filters = torch.from_numpy(x).double().permute(0, 3, 1, 2), torch.from_numpy(weight).permute(3, 2, 0, 1)
@@ -231,10 +233,10 @@ CELLS = {
 }
 
 
-def trained(cell, channels=8, layers=3, in_channels=1, seed=0, size=9) -> tuple[DiscreteNetwork, torch.Tensor]:
+def trained(cell, channels=8, layers=3, in_channels=1, seed=0, size=9, binary=True) -> tuple[DiscreteNetwork, torch.Tensor]:
     """A 1-bit network after a few steps, and images it did not see. It need not know anything, but its numbers have moved."""
     torch.manual_seed(seed)
-    net = DiscreteNetwork(cell, channels, layers, 10, in_channels)
+    net = DiscreteNetwork(cell, channels, layers, 10, in_channels, binary)
     x = torch.randn(40, in_channels, size, size + 2)
     optimizer = torch.optim.Adam(net.parameters(), 0.03)
     for _ in range(4):
@@ -282,6 +284,8 @@ def certain(packed: PackedNetwork, x: torch.Tensor) -> np.ndarray:
     ("separable", dict(channels=70, layers=1, in_channels=3)),
     ("separable", dict(channels=3, layers=2, size=8)),
     ("published", dict(channels=4, layers=4, size=11)),
+    ("separable", dict(binary="shortcut")),
+    ("published", dict(channels=4, layers=4, size=11, binary="shortcut")),
     ("published", dict(channels=10, layers=5, size=16, in_channels=2)),
 ])  # fmt: skip
 def test_integers_labels_and_logits_of_a_network(quick, name, options):
@@ -357,7 +361,7 @@ def test_a_wide_kernel_has_no_planes():
     net = folded(BinaryConv2d(4, 4, 7, groups=4, padding=3), nn.BatchNorm2d(4).eval(), BinaryConv2d(4, 2, 1), channels=4)
     if fast.available:
         quick = PackedNetwork(net.about, net.steps, net.arrays, fast=True)
-        assert quick.layers()[0]["way"] == "words, numba"
+        assert quick.layers()[0]["way"] == "words, NumPy"
         x = np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)
         assert np.array_equal(quick.values(x)[-1], net.values(x)[-1])
 
@@ -383,13 +387,13 @@ def test_a_registered_operation_and_learned_scales():
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-class Shortcut(nn.Module):
+class Unknown(nn.Module):
     def forward(self, x):
         return x
 
 
 @pytest.mark.parametrize("put, message", [
-    (Shortcut(), "cells.0.operations.0: expected a module that has a packed form (.*), got Shortcut"),
+    (Unknown(), "cells.0.operations.0: expected a module that has a packed form (.*), got Unknown"),
     (nn.Sequential(nn.ReLU()), "cells.0.operations.0.0: expected a module that has a packed form (.*), got ReLU"),
     (nn.Sequential(nn.PReLU()), "cells.0.operations.0.0: expected PReLU right behind a 1-bit convolution"),
     (nn.AvgPool2d(3, 1, 1), "cells.0.operations.0: expected pooling that leaves the border out, got AvgPool2d"),

@@ -57,44 +57,66 @@ if available:
                 out[p, v] = word
 
     @njit(nogil=True, cache=True)
-    def _inside(first, last, count, low, high, flip, out):
-        channels = count.shape[1]
-        for p in range(first, last):
-            for v in range(out.shape[1]):
-                word = np.uint64(0)
-                for c in range(64 * v, min(64 * v + 64, channels)):
-                    bit = ((low[c] <= count[p, c]) & (count[p, c] <= high[c])) ^ flip[c]
-                    word |= np.uint64(bit) << np.uint64(c & 63)
-                out[p, v] = word
+    def _counts(words, weights, n, kernel, stride, dilation, image, y, count):
+        """The products of one row of an image into `count` (W, O)."""
+        groups, taps, per_group = weights.shape
+        patch, differ = np.empty(taps, np.uint64), np.empty(per_group, np.uint64)
+        for group in range(groups):
+            w = weights[group]
+            for x in range(len(count)):
+                t = 0
+                for i in range(kernel):
+                    for j in range(kernel):
+                        for v in range(words.shape[4]):
+                            patch[t] = words[image, y * stride + i * dilation, x * stride + j * dilation, group, v]
+                            t += 1
+                differ[:] = 0
+                for t in range(taps % 4):
+                    for o in range(per_group):
+                        differ[o] += popcount(patch[t] ^ w[t, o])
+                for t in range(taps % 4, taps, 4):
+                    a, b, c, d = patch[t], patch[t + 1], patch[t + 2], patch[t + 3]
+                    for o in range(per_group):
+                        differ[o] += (
+                            popcount(a ^ w[t, o]) + popcount(b ^ w[t + 1, o])
+                            + popcount(c ^ w[t + 2, o]) + popcount(d ^ w[t + 3, o])
+                        )  # fmt: skip
+                for o in range(per_group):
+                    count[x, group * per_group + o] = n - 2 * np.int32(differ[o])
 
     @njit(nogil=True, cache=True)
-    def _product(first, last, words, weights, n, kernel, stride, dilation, out):
-        height, width, per_group = out.shape[1], out.shape[2], weights.shape[2]
-        taps = weights.shape[1]
-        patch, differ = np.empty(taps, np.uint64), np.empty(per_group, np.uint64)
+    def _product(first, last, words, weights, geometry, out):
+        height = out.shape[1]
+        for row in range(first, last):
+            _counts(words, weights, *geometry, row // height, row % height, out[row // height, row % height])
+
+    @njit(nogil=True, cache=True)
+    def _product_scaled(first, last, words, weights, geometry, beta, slope, out):
+        height, width, filters = out.shape[1:]
+        count = np.empty((width, filters), np.int32)
         for row in range(first, last):
             image, y = row // height, row % height
+            _counts(words, weights, *geometry, image, y, count)
             for x in range(width):
-                for group in range(words.shape[3]):
-                    t = 0
-                    for i in range(kernel):
-                        for j in range(kernel):
-                            for v in range(words.shape[4]):
-                                patch[t] = words[image, y * stride + i * dilation, x * stride + j * dilation, group, v]
-                                t += 1
-                    w, differ[:] = weights[group], 0
-                    for t in range(taps % 4):
-                        for o in range(per_group):
-                            differ[o] += popcount(patch[t] ^ w[t, o])
-                    for t in range(taps % 4, taps, 4):
-                        a, b, c, d = patch[t], patch[t + 1], patch[t + 2], patch[t + 3]
-                        for o in range(per_group):
-                            differ[o] += (
-                                popcount(a ^ w[t, o]) + popcount(b ^ w[t + 1, o])
-                                + popcount(c ^ w[t + 2, o]) + popcount(d ^ w[t + 3, o])
-                            )  # fmt: skip
-                    for o in range(per_group):
-                        out[image, y, x, group * per_group + o] = n - 2 * np.int32(differ[o])
+                for c in range(filters):
+                    value = np.float32(count[x, c]) * beta[c]
+                    out[image, y, x, c] = value if value > 0 else slope[c] * value
+
+    @njit(nogil=True, cache=True)
+    def _product_inside(first, last, words, weights, geometry, low, high, flip, out):
+        height, width, filters = out.shape[1], out.shape[2], len(low)
+        count = np.empty((width, filters), np.int32)
+        for row in range(first, last):
+            image, y = row // height, row % height
+            _counts(words, weights, *geometry, image, y, count)
+            for x in range(width):
+                for v in range(out.shape[3]):
+                    word = np.uint64(0)
+                    for c in range(min(64, filters - 64 * v)):
+                        value = count[x, 64 * v + c]
+                        bit = ((low[64 * v + c] <= value) & (value <= high[64 * v + c])) ^ flip[64 * v + c]
+                        word |= np.uint64(bit) << np.uint64(c)
+                    out[image, y, x, v] = word
 
     @njit(nogil=True, cache=True)
     def _depthwise(first, last, words, weights, stride, dilation, low, high, flip, out):
@@ -117,13 +139,6 @@ if available:
                         below = (~plane & low[k, v]) | (~(plane ^ low[k, v]) & below)
                         above = (plane & ~high[k, v]) | (~(plane ^ high[k, v]) & above)
                     out[image, y, x, v] = ~(below | above) ^ flip[v]
-
-    @njit(nogil=True, cache=True)
-    def _scaled(first, last, count, beta, slope, out):
-        for p in range(first, last):
-            for c in range(count.shape[1]):
-                x = np.float32(count[p, c]) * beta[c]
-                out[p, c] = x if x > 0 else slope[c] * x
 
     @njit(nogil=True, cache=True)
     def _convolution(first, last, x, weights, stride, out):
@@ -169,36 +184,40 @@ if available:
 
 def binarize(x: np.ndarray, threshold: np.ndarray, flip: np.ndarray, threads: int = 1) -> np.ndarray:
     """(x ≥ threshold) ≠ flip as words: float32 (N, H, W, C) → (N, H, W, V)."""
-    return _packed(_binarize, x, (threshold, flip), threads)
-
-
-def inside(count: np.ndarray, low: np.ndarray, high: np.ndarray, flip: np.ndarray, threads: int = 1) -> np.ndarray:
-    """(low ≤ count ≤ high) ≠ flip as words: int32 (N, H, W, C) → (N, H, W, V)."""
-    return _packed(_inside, count, (low, high, flip), threads)
-
-
-def _packed(kernel, x: np.ndarray, of_channels: tuple, threads: int) -> np.ndarray:
     out = np.empty((*x.shape[:3], -(-x.shape[3] // 64)), np.uint64)
-    flat, words = np.ascontiguousarray(x).reshape(-1, x.shape[3]), out.reshape(-1, out.shape[3])
-    by_rows(kernel, threads, x.size // 4, len(flat), flat, *of_channels, words)
+    flat, words = (np.ascontiguousarray(a).reshape(-1, a.shape[3]) for a in (x, out))
+    by_rows(_binarize, threads, x.size // 4, len(flat), flat, threshold, flip, words)
     return out
 
 
-def arranged(weights: np.ndarray, groups: int) -> np.ndarray:
-    """Weights (O, k, k, V) as `product` reads them: (G, k k V, O/G)."""
-    filters = len(weights)
-    return np.ascontiguousarray(weights.reshape(groups, filters // groups, -1).transpose(0, 2, 1))
+class Product:
+    """`pack.product` of weights (O, k, k, V) of n signs a tap; by itself, or with what stands behind it before it is stored."""
 
+    def __init__(self, weights: np.ndarray, n: int, groups: int = 1, stride: int = 1, dilation: int = 1, threads: int = 1):
+        self.filters, self.kernel = weights.shape[:2]
+        by_group = weights.reshape(groups, self.filters // groups, -1)
+        self.weights = np.ascontiguousarray(by_group.transpose(0, 2, 1))  # (G, k k V, O/G)
+        self.geometry = self.kernel**2 * n, self.kernel, stride, dilation
+        self.threads = threads
 
-def product(
-    words: np.ndarray, weights: np.ndarray, n: int, kernel: int, stride: int, dilation: int, threads: int = 1
-) -> np.ndarray:
-    """`pack.product` with the weights of `arranged`."""
-    groups, taps, filters = weights.shape
-    out = np.empty((*_output(words, kernel, stride, dilation), groups * filters), np.int32)
-    work = out.size * taps
-    by_rows(_product, threads, work, _rows(out), words, weights, kernel**2 * n, kernel, stride, dilation, out)
-    return out
+    def __call__(self, words: np.ndarray) -> np.ndarray:
+        """Words (N, H, W, G, V), border included → int32 (N, H', W', O)."""
+        return self._run(_product, words, self.filters, np.int32)
+
+    def scaled(self, words: np.ndarray, beta: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """`pack.scaled` of it: float32 (N, H', W', O)."""
+        return self._run(_product_scaled, words, self.filters, np.float32, beta, slope)
+
+    def inside(self, words: np.ndarray, low: np.ndarray, high: np.ndarray, flip: np.ndarray) -> np.ndarray:
+        """(low ≤ product ≤ high) ≠ flip as words (N, H', W', V)."""
+        return self._run(_product_inside, words, -(-self.filters // 64), np.uint64, low, high, flip)
+
+    def _run(self, kernel, words: np.ndarray, last: int, kind: type, *of_filters: np.ndarray) -> np.ndarray:
+        _, size, stride, dilation = self.geometry
+        out = np.empty((*_output(words, size, stride, dilation), last), kind)
+        work = out[..., 0].size * self.weights.size
+        by_rows(kernel, self.threads, work, _rows(out), words, self.weights, self.geometry, *of_filters, out)
+        return out
 
 
 def depthwise(
@@ -220,20 +239,11 @@ def planes(n: int, low: np.ndarray, high: np.ndarray, flip: np.ndarray) -> tuple
     return *(pack(np.stack([bound >> k & 1 for k in range(PLANES)]).astype(bool)) for bound in agree), pack(flip)
 
 
-def scaled(count: np.ndarray, beta: np.ndarray, slope: np.ndarray, threads: int = 1) -> np.ndarray:
-    """`pack.scaled`."""
-    return _by_channel(_scaled, count, (beta, slope), threads)
-
-
 def affine(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, threads: int = 1) -> np.ndarray:
     """`pack.affine`."""
-    return _by_channel(_affine, x, (scale, shift), threads)
-
-
-def _by_channel(kernel, x: np.ndarray, of_channels: tuple, threads: int) -> np.ndarray:
     out = np.empty(x.shape, np.float32)
     flat, rows = (np.ascontiguousarray(a).reshape(-1, x.shape[3]) for a in (x, out))
-    by_rows(kernel, threads, x.size // 4, len(flat), flat, *of_channels, rows)
+    by_rows(_affine, threads, x.size // 4, len(flat), flat, scale, shift, rows)
     return out
 
 

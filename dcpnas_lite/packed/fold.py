@@ -11,6 +11,7 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from ..engine.fast import GridBinaryConv2d
 from ..evaluation.training import describe
 from ..network.binarize import BinaryConv2d, PReLU
 from ..network.discrete import DiscreteCell, DiscreteNetwork
-from ..network.operations import EverySecond, FactorizedReduce
+from ..network.operations import EverySecond, FactorizedReduce, Shortcut
 from . import pack
 from .network import PackedNetwork
 
@@ -108,15 +109,35 @@ class _Folder:
             even = self.module(module.even, f"{name}.even", whole)
             odd = self.module(module.odd, f"{name}.odd", self.step("crop", whole))
             return self.step("concatenate", even, odd)
+        if type(module) is Shortcut:
+            return self.shortcut(module, name, x)
+        return self.layers(_flat(module, name), name, x)
+
+    def layers(self, layers: Iterable[tuple[str, nn.Module]], name: str, x: int) -> int:
+        """The steps of layers one after the other."""
         chain = _Chain(self, x)
-        for path, layer in _flat(module, name):
+        for path, layer in layers:
             if type(layer) in _LAYERS:
                 _LAYERS[type(layer)](chain, path, layer)
-            elif type(layer) is FactorizedReduce:
+            elif type(layer) in (FactorizedReduce, Shortcut):
                 chain.x = self.module(layer, path, chain.floats(path))
             else:
                 raise _refused(path, layer)
         return chain.floats(name)
+
+    def shortcut(self, module: Shortcut, name: str, x: int) -> int:
+        """The steps of `Shortcut`: layers(x) + x, x brought to the shape of the other."""
+        out = self.layers([(f"{name}.{key}", layer) for key, layer in module.named_children()], name, x)
+        convolutions = [m for m in module.modules() if isinstance(m, BinaryConv2d)]
+        if len(convolutions) != 1:
+            raise ValueError(f"{name}: expected one 1-bit convolution with a shortcut around it, got {len(convolutions)}")
+        (conv,) = convolutions
+        if _geometry(conv)[0] * 2 ** sum(type(m) is EverySecond for m in module) == 2:
+            x = self.step("pool", x, kernel=2, stride=2, padding=0, ceil=True, mean=True)
+        c_out, c_in = conv.weight.shape[0], conv.weight.shape[1] * conv.groups
+        if c_in != c_out:
+            x = self.step("resize", x, channels=c_out)
+        return self.step("add", out, x)
 
 
 class _Chain:
@@ -158,9 +179,7 @@ class _Chain:
 
     def binary_convolution(self, name: str, conv: BinaryConv2d) -> None:
         filters, n, kernel, _ = conv.weight.shape
-        stride, dilation, padding = conv.stride, conv.dilation, conv.padding
-        if type(conv) is GridBinaryConv2d:  # what it was before `accelerate`
-            stride, dilation, padding = conv.every, 2, kernel - 1
+        stride, dilation, padding = _geometry(conv)
         if self.every != 1 and (kernel != 1 or padding):
             raise ValueError(f"{name}: expected a 1 × 1 convolution behind EverySecond, got {conv}")
         depthwise = n == 1 and conv.groups == filters
@@ -220,6 +239,13 @@ _LAYERS = {
 }
 
 
+def _geometry(conv: BinaryConv2d) -> tuple[int, int, int]:
+    """Stride, dilation and padding, those of before `accelerate`."""
+    if type(conv) is GridBinaryConv2d:
+        return conv.every, 2, conv.weight.shape[2] - 1
+    return conv.stride, conv.dilation, conv.padding
+
+
 def _flat(module: nn.Module, name: str):
     """(name, layer) of what is in nested Sequentials."""
     if type(module) is not nn.Sequential:
@@ -230,7 +256,7 @@ def _flat(module: nn.Module, name: str):
 
 
 def _refused(name: str, module: nn.Module) -> ValueError:
-    known = ", ".join(kind.__name__ for kind in [*_LAYERS, FactorizedReduce])
+    known = ", ".join(kind.__name__ for kind in [*_LAYERS, FactorizedReduce, Shortcut])
     return ValueError(f"{name}: expected a module that has a packed form ({known}), got {type(module).__name__}")
 
 

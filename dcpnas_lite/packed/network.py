@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -62,48 +62,39 @@ def _sign(step: dict, arrays: dict, how: How) -> Callable:
 
 def _interval(step: dict, arrays: dict, how: How) -> Callable:
     low, high, flip = _bounds(arrays)
-    if how.fast and step["groups"] == 1:
-        return lambda count: compiled.inside(count, low, high, flip, how.threads)
     return lambda count: _words(((low <= count) & (count <= high)) ^ flip, step["groups"])
 
 
-def _product(step: dict, arrays: dict, how: How) -> Callable:
+def _prelu(step: dict, arrays: dict, how: How) -> Callable:
+    return lambda count: pack.scaled(count, arrays["beta"], arrays["slope"])
+
+
+def _product(step: dict, arrays: dict, how: How, then: tuple[str, dict] | None = None) -> Callable:
+    """Integers; or, with the step that stands behind it and its arrays, what becomes of them."""
     n, filters, kernel, groups = (step[name] for name in ("n", "filters", "kernel", "groups"))
     stride, dilation, padding, value = (step[name] for name in ("stride", "dilation", "padding", "border"))
     weights = pack.pack(_bits(arrays["weight"], filters * kernel**2 * n).reshape(filters, kernel, kernel, n))
-    if how.fast:
-        weights = compiled.arranged(weights, groups)
+    if not how.fast:
+        run = partial(pack.product, weights=weights, n=n, stride=stride, dilation=dilation)
+    else:
+        run = product = compiled.Product(weights, n, groups, stride, dilation, how.threads)
+        if then and then[0] == "prelu":
+            run = partial(product.scaled, beta=then[1]["beta"], slope=then[1]["slope"])
+        elif then:
+            run = partial(product.inside, **dict(zip(("low", "high", "flip"), _bounds(then[1]), strict=True)))
+    return lambda words: run(border(words.reshape(*words.shape[:3], groups, -1), padding, value, n))
 
-    def run(words):
-        words = border(words.reshape(*words.shape[:3], groups, -1), padding, value, n)
-        if how.fast:
-            return compiled.product(words, weights, n, kernel, stride, dilation, how.threads)
-        return pack.product(words, weights, n, stride, dilation)
 
-    return run
-
-
-def _depthwise(step: dict, arrays: dict, how: How, bounds: dict | None = None) -> Callable:
-    """Integers; or, with the arrays of the interval behind it, its bits at once (`fast.depthwise`)."""
+def _depthwise(step: dict, arrays: dict, how: How, then: tuple[str, dict] | None = None) -> Callable:
+    """As `_product`, where each channel has one filter of its own; what stands behind it is an interval."""
     channels, kernel = step["filters"], step["kernel"]
     stride, dilation, padding, value = (step[name] for name in ("stride", "dilation", "padding", "border"))
     weights = pack.pack(_bits(arrays["weight"], kernel**2 * channels).reshape(kernel, kernel, channels))
-    planes = None if bounds is None else compiled.planes(kernel**2, *_bounds(bounds))
-
-    def run(words):
-        words = border(words, padding, value, channels)
-        if planes is None:
-            return pack.depthwise(words, weights, channels, stride, dilation)
-        return compiled.depthwise(words, weights, stride, dilation, planes, how.threads)
-
-    return run
-
-
-def _prelu(step: dict, arrays: dict, how: How) -> Callable:
-    beta, slope = arrays["beta"], arrays["slope"]
-    if how.fast:
-        return lambda count: compiled.scaled(count, beta, slope, how.threads)
-    return lambda count: pack.scaled(count, beta, slope)
+    run = partial(pack.depthwise, weights=weights, channels=channels, stride=stride, dilation=dilation)
+    if then:
+        bounds = compiled.planes(kernel**2, *_bounds(then[1]))
+        run = partial(compiled.depthwise, weights=weights, stride=stride, dilation=dilation, bounds=bounds, threads=how.threads)
+    return lambda words: run(border(words, padding, value, channels))
 
 
 def _pool(step: dict, arrays: dict, how: How) -> Callable:
@@ -125,6 +116,19 @@ def _pool(step: dict, arrays: dict, how: How) -> Callable:
     return run
 
 
+def _resize(step: dict, arrays: dict, how: How) -> Callable:
+    """k times fewer channels: the mean over groups of k; k times more: each channel k times."""
+    channels = step["channels"]
+
+    def run(x):
+        if x.shape[3] < channels:
+            return np.tile(x, (1, 1, 1, channels // x.shape[3]))
+        groups = x.reshape(*x.shape[:3], -1, channels)
+        return reduce(np.add, np.moveaxis(groups, 3, 0)) / np.float32(groups.shape[3])
+
+    return run
+
+
 def _linear(step: dict, arrays: dict, how: How) -> Callable:
     weight, bias = (arrays[name].astype(np.float64) for name in ("weight", "bias"))
     return lambda x: (x @ weight.T + bias).astype(np.float32)
@@ -139,6 +143,7 @@ OPERATIONS: dict[str, Callable] = {
     "interval": _interval,
     "prelu": _prelu,
     "pool": _pool,
+    "resize": _resize,
     "linear": _linear,
     "add": lambda step, arrays, how: np.add,
     "concatenate": lambda step, arrays, how: lambda *x: np.concatenate(x, 3),
@@ -205,9 +210,9 @@ class PackedNetwork:
         plan: list[tuple[Callable, list[int]]] = []
         for k, step in enumerate(self.steps):
             make = OPERATIONS[step["op"]]
-            run = (lambda bits: bits) if self._is_fused(k - 1) else make(step, self.of_step(k), self.how)
             if self._is_fused(k):
-                run = _depthwise(step, self.of_step(k), self.how, self.of_step(k + 1))
+                make = partial(make, then=(self.steps[k + 1]["op"], self.of_step(k + 1)))
+            run = (lambda done: done) if self._is_fused(k - 1) else make(step, self.of_step(k), self.how)
             plan.append((run, step["inputs"]))
         return plan
 
@@ -216,8 +221,10 @@ class PackedNetwork:
         if not self.how.fast or not 0 <= k < len(self.steps) - 1:
             return False
         this, following = self.steps[k : k + 2]
-        narrow = this["op"] == "depthwise" and following["op"] == "interval" and following["groups"] == 1
-        return narrow and this["kernel"] ** 2 < 2**compiled.PLANES - 1
+        to_words = following["op"] == "interval" and following["groups"] == 1
+        if this["op"] == "depthwise":
+            return to_words and this["kernel"] ** 2 < 2**compiled.PLANES - 1
+        return this["op"] == "product" and (to_words or following["op"] == "prelu")
 
     def values(self, images: np.ndarray) -> list[np.ndarray]:
         """The value of every step, the images (channels last) first."""
@@ -257,13 +264,13 @@ class PackedNetwork:
 
     def layers(self) -> list[dict]:
         """Each 1-bit layer: its name in the network, the K = k² n signs of a product, its filters, and the way it is computed."""
-        ways = {True: "bit planes", False: "words"}
+        ways = {True: "bit planes, numba", False: "words, NumPy"}
         return [
             {
                 "layer": step["name"],
                 "K": step["kernel"] ** 2 * step["n"],
                 "filters": step["filters"],
-                "way": (ways[self._is_fused(k)] + ", numba") if self.how.fast else "words, NumPy",
+                "way": "words, numba" if self.how.fast and step["op"] == "product" else ways[self._is_fused(k)],
             }
             for k, step in enumerate(self.steps)
             if "n" in step
