@@ -420,6 +420,12 @@ def test_shares_of_zero(space, layers, size, binary):
         mixes = {t: torch.zeros(edges, operations, dtype=torch.float64) for t in space.cell_types}
         for mix in mixes.values():
             chosen = torch.randint(operations, (edges,), generator=draw)
-            mix[range(edges), chosen] = (torch.rand(edges, generator=draw) < kept).double()
+            shares = 0.02 + torch.rand(edges, generator=draw, dtype=torch.float64)
+            mix[range(edges), chosen] = shares * (torch.rand(edges, generator=draw) < kept)
         with torch.no_grad():
             torch.testing.assert_close(fast.mixed(x, mixes), plain.mixed(x, mixes), rtol=1e-9, atol=1e-10)
+        if kept == 1.0 and not binary:  # a share of 0 still has a derivative
+            leaves = [mix.requires_grad_() for mix in mixes.values()]
+            slopes = [torch.autograd.grad(net.mixed(x, mixes).square().sum(), leaves) for net in (fast, plain)]
+            torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-9)
+            assert any(slope[mix == 0].abs().max() > 1e-3 for slope, mix in zip(slopes[0], leaves, strict=True))
