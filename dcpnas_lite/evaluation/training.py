@@ -21,6 +21,8 @@ from ..validate import integer
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+WHAT, VERSION = "a trained network", 1  # what the file of `save` is
+
 
 @dataclass(frozen=True)
 class TrainResult:
