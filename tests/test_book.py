@@ -162,6 +162,15 @@ def test_the_book_says_how_to_cite_it():
     assert f"{{{CITATION['version']}}}" in elsewhere and elsewhere.count("{") == elsewhere.count("}")
 
 
+def test_without_an_address_the_built_book_names_no_repository():
+    if "OWNER" not in CITATION["repository-code"]:
+        pytest.skip("the repository has an address")
+    texts = {path: path.read_text(encoding="utf8") for path in HTML.rglob("*") if path.suffix in {".html", ".ipynb", ".md"}}
+    assert len(texts) > 30
+    named = re.compile(r"/OWNER/|colab\.research\.google|mybinder\.org")
+    assert [path.name for path, text in texts.items() if named.search(text)] == []
+
+
 def with_address(owner: str) -> SimpleNamespace:
     config = SimpleNamespace(html_theme_options={"repository_url": f"https://github.com/{owner}/dcpnas-lite"}, html_baseurl="")
     config.html_theme_options |= dict.fromkeys(published.BUTTONS, True)
