@@ -377,10 +377,13 @@ def test_the_shipped_search_is_small_and_holds_together():
 def test_the_trained_cells_are_the_shipped_ones():
     with (TABLES / "paper-cells.csv").open(newline="") as file:
         recipe, rows = json.loads(file.readline().removeprefix("#")), list(csv.DictReader(file))
-    cells = {"found": FinishedSearch.load(TABLES / "paper-digits").genotype, "published": PUBLISHED}
-    cells |= {f"random-{k}": random_cell(PAPER, k) for k in range(3)}
-    cells["perturbed"] = Genotype.from_json(next(row["genotype"] for row in rows if row["cell"] == "perturbed"))
-    assert sorted((row["cell"], row["seed"]) for row in rows) == sorted((name, str(k)) for name in cells for k in range(3))
+    cells = {"strength-0": FinishedSearch.load(TABLES / "paper-digits").genotype, "published": PUBLISHED}
+    cells |= {f"random-{k}": random_cell(PAPER, k) for k in paper.RANDOM}
+    found = [f"found-{k}" for k in paper.SEARCHES]
+    cells |= {name: Genotype.from_json(next(row["genotype"] for row in rows if row["cell"] == name)) for name in found}
+    seeds = {name: [int(row["seed"]) for row in rows if row["cell"] == name] for name in cells}
+    assert sum(map(len, seeds.values())) == len(rows) and all(mine == list(range(len(mine))) for mine in seeds.values())
+    assert all(len(seeds[name]) == 3 for name in ("strength-0", "published", *found)) and all(seeds.values())
     for row in rows:
         assert Genotype.from_json(row["genotype"]) == cells[row["cell"]] and row["bits"] == "1"
         network = DiscreteNetwork(cells[row["cell"]], recipe["channels"], recipe["layers"])

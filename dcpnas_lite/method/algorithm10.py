@@ -33,7 +33,7 @@ def algorithm10(
 ) -> tuple[Genotype, dict[str, Tensor], list[dict]]:
     """Search a cell: the genotype, α (E, M) per cell type, and a record per architecture step with the losses, D and α.
 
-    rule: a backtracking rule in place of the one that `config` names.
+    rule: a backtracking rule in place of the one that `config` names. A final is no part of it: `engine.final` adds that.
     """
     names = ("parent", "child") if config.networks == "both" else (config.networks,)
     with initialised_by(torch.Generator().manual_seed(config.seed)):
