@@ -28,6 +28,7 @@ import torch
 
 from dcpnas_lite import files
 from dcpnas_lite.__main__ import main as run_command
+from dcpnas_lite.commands.folder import SETTINGS
 from dcpnas_lite.data import digits
 from dcpnas_lite.engine import jobs
 from dcpnas_lite.evaluation.table import append
@@ -42,10 +43,13 @@ SEARCHES, RANDOM, SEEDS = range(3), range(20), range(3)
 
 
 def ship(run: Path, target: Path) -> None:
-    """Copy config and genotype, and the history in float16 (final α, from which the cell follows, in full)."""
+    """The search as the source reads it, by strength: config, cell, and the history in float16 (final α in full)."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "genotype.json"):
-        files.write(target / name, (run / name).read_bytes())
+    made = FinishedSearch.load(run)
+    made.settings["search"] |= {"selection": "strength", "finalists": 0}
+    files.write(target / "config.json", files.seal(made.settings, SETTINGS))
+    alphas = {t: torch.from_numpy(made.history[f"final/{t}"]) for t in made.space.cell_types}
+    files.write(target / "genotype.json", discretize(made.space, alphas).to_json() + "\n")
     path, what = run / "history.npz", "the history of a search"
     history = files.arrays_from_bytes(path.read_bytes(), path, what, sealed=False)
     for name, values in history.items():

@@ -561,11 +561,13 @@ def test_a_right_checksum_with_wrong_contents_is_refused(data, tmp_path):
             holder = holder[key]
         kept = holder[place[-1]]
         for other in (*other_values(kept), KeyError):
+            if isinstance(kept, list) and kept == other:  # no finalists
+                continue
             if type(other) is type(kept) and (place[-1] in free or (isinstance(kept, torch.Tensor) and other is not kept
                                               and other.shape == kept.shape and not other.isnan().any())):  # fmt: skip
                 continue
             if other is KeyError:
-                if str(place[-1]).startswith("psi/"):
+                if str(place[-1]).startswith("psi/") or place == ("final",):  # which an earlier checkpoint has not
                     continue
                 holder.pop(place[-1])
             else:

@@ -397,7 +397,8 @@ def test_a_shipped_history_is_rounded_but_for_the_final_alpha(tmp_path):
     history, _ = write_run(tmp_path / "run", PAPER)
     paper.ship(tmp_path / "run", tmp_path / "tables" / "x")
     full, rounded = FinishedSearch.load(tmp_path / "run"), FinishedSearch.load(tmp_path / "tables" / "x")
-    assert rounded.genotype == full.genotype and rounded.settings == full.settings
+    by_strength = full.settings["search"] | {"selection": "strength", "finalists": 0}
+    assert rounded.genotype == full.genotype and rounded.settings == full.settings | {"search": by_strength}
     assert {v.dtype.itemsize for k, v in rounded.history.items() if k.startswith(("alpha/", "psi/"))} == {2}
     for name, values in full.history.items():
         exact = name.startswith("final/")

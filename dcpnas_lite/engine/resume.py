@@ -52,7 +52,8 @@ def restore(run: SearchRun, state: dict, path: str) -> None:
         if theirs != mine and not (name == "configuration" and _same_configuration(theirs, mine)):
             got = "" if name == "configuration" or not isinstance(theirs, str) else f" ({mine:.16} here, {theirs:.16} there)"
             raise ValueError(f"{path}: expected a checkpoint of this {name}, got one of another{got}")
-    state = {"final": {"cells": [], "losses": []}} | state | {"identity": run.identity}
+    made_by = made_by | {"configuration": run.identity["configuration"]}  # the same, as it is written today
+    state = {"final": {"cells": [], "losses": []}} | state | {"identity": made_by}
     try:
         _same_form(state, _form(run, state), "state")
         cells = [Genotype.from_json(text) for text in state["final"]["cells"]]
