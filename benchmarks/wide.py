@@ -1,5 +1,6 @@
 """Many searches of the micro space side by side in one wide supernet: each is `dcpnas_lite.search` with its own seed, weights,
-batches, λ and backtracking rule, and tests compare the two.
+batches, λ and backtracking rule, and tests compare the two. It made the tables methods-*, lambda-* and tuning-* of chapter 11;
+all others are made by the search of the package.
 """
 
 from __future__ import annotations
