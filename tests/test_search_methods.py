@@ -43,7 +43,7 @@ def test_the_shipped_selections_read_every_search_twice(name, methods, seeds):
         assert not any("none" in mb.operations(cell) for cell in mine["cell"])
 
 
-@pytest.mark.parametrize(("name", "seeds", "given"), [("digits", 20, {})])
+@pytest.mark.parametrize(("name", "seeds", "given"), [("digits", 20, {}), ("fashion_mnist", 2, {"finalists": 5})])
 def test_the_shipped_default_is_the_default(name, seeds, given):
     """By the configuration of the command line and by the command in the script's text; each supernet read in every way."""
     written = json.loads("{" + re.search(r"DEFAULT='(.*)'", search_methods.__doc__)[1] + "}") | given
