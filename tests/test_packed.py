@@ -230,6 +230,7 @@ CELLS = {
     "dilated": dcp.Genotype.from_operations(dcp.MICRO, ["none", "none", "dil_conv_3x3"]),
     "nothing": dcp.Genotype.from_operations(dcp.MICRO, ["none", "none", "none"]),
     "published": dcp.PUBLISHED,
+    "halving": dcp.Genotype(2, ((("skip_connect", 0), ("none", 1)),) * 2, ((("skip_connect", 0), ("skip_connect", 1)),) * 2),
 }
 
 
@@ -284,6 +285,7 @@ def certain(packed: PackedNetwork, x: torch.Tensor) -> np.ndarray:
     ("separable", dict(channels=70, layers=1, in_channels=3)),
     ("separable", dict(channels=3, layers=2, size=8)),
     ("published", dict(channels=4, layers=4, size=11)),
+    ("halving", dict(channels=3, size=10)),
     ("separable", dict(binary="shortcut")),
     ("published", dict(channels=4, layers=4, size=11, binary="shortcut")),
     ("published", dict(channels=10, layers=5, size=16, in_channels=2)),

@@ -88,24 +88,17 @@ def affine(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
 def threshold(scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(t, flip) of every channel with  scale · x + shift ≥ 0  ⟺  (x ≥ t) ≠ flip  for all float32 x, without rounding.
 
-    t is the first float32 number on the other side of −shift/scale: a product of two float32 numbers is exact in float64, and
-    the sign of a sum survives its rounding.
+    t is the first float32 number on the other side of −shift/scale: the rounded quotient, or where that is too low its neighbour.
+    Which, is seen exactly: a product of two float32 numbers is exact in float64, and a sum keeps its sign when it is rounded.
     """
     scale, shift = scale.astype(np.float64), shift.astype(np.float64)
-    flip = scale < 0
-
-    def beyond(t: np.ndarray) -> np.ndarray:
-        return (scale * t + shift >= 0) != flip
-
+    flip, up = scale < 0, np.float32(np.inf)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         t = (-shift / scale).astype(np.float32)
-        up, down = np.float32(np.inf), np.float32(-np.inf)
-        while (low := (scale != 0) & ~beyond(t)).any():
-            t = np.where(low, np.nextafter(t, up), t)
-        while (high := (scale != 0) & beyond(before := np.nextafter(t, down)) & (before < t)).any():
-            t = np.where(high, before, t)
+        beyond = (scale * t + shift >= 0) != flip
+        t = np.where(beyond, t, np.nextafter(t, up))
     constant = scale == 0
-    return np.where(constant, down, t), np.where(constant, shift < 0, flip)
+    return np.where(constant, -up, t), np.where(constant, shift < 0, flip)
 
 
 def scaled(count: np.ndarray, beta: np.ndarray, slope: np.ndarray) -> np.ndarray:
