@@ -16,6 +16,7 @@ import torch
 
 from dcpnas_lite.checks import equations, lab, mutation
 from dcpnas_lite.checks.problems import SIZES, Case
+from dcpnas_lite.checks.table import link
 from dcpnas_lite.derivation import trace
 from dcpnas_lite.method import backtracking
 
@@ -164,7 +165,7 @@ def test_without_docstrings(report):
 def test_generated_pages():
     index = equations.markdown_index()
     for number in NUMBERS:
-        assert f"| [({number})](#eq-{number.replace('.', '-')}) |" in index
+        assert f"| [({number})]({link(number)}) |" in index
     assert all(line.count("|") == 10 for line in index.splitlines())
     errata = equations.markdown_errata()
     for e in equations.TABLE:

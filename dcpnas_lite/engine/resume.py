@@ -47,8 +47,9 @@ def state(run: SearchRun) -> dict:
 def restore(run: SearchRun, state: dict, path: str) -> None:
     """Take over a state; ValueError where another search made it, or where it is damaged or none."""
     made_by = state.get("identity")
+    made_by = made_by if isinstance(made_by, dict) else {}
     for name, mine in run.identity.items():
-        theirs = made_by.get(name) if isinstance(made_by, dict) else None
+        theirs = made_by.get(name)
         if theirs != mine and not (name == "configuration" and _same_configuration(theirs, mine)):
             got = "" if name == "configuration" or not isinstance(theirs, str) else f" ({mine:.16} here, {theirs:.16} there)"
             raise ValueError(f"{path}: expected a checkpoint of this {name}, got one of another{got}")
