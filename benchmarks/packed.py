@@ -1,6 +1,6 @@
 """What bits buy in time and size: packed layers and networks beside torch float32, into two tables of the package.
 
-python benchmarks/packed.py [layers] [networks]
+python benchmarks/packed.py [layers | networks]
 
 packed-layers.csv: from float32 numbers to float32 numbers, signs packed on the way. A layer has as many filters as channels and
 an image of SIDE × SIDE; torch convolves the same numbers, contiguous and channels last, without anything behind it.
@@ -160,12 +160,12 @@ def networks(repeats: int, counts: list[int]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=("layers", "networks"), default=["layers", "networks"])
+    parser.add_argument("what", nargs="?", choices=("layers", "networks"), help="default: both")
     parser.add_argument("--repeats", type=int, default=51)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=TABLES)
     options = parser.parse_args()
-    for what in options.what:
+    for what in [options.what] if options.what else ["layers", "networks"]:
         rows = {"layers": layers, "networks": networks}[what](options.repeats, options.threads)
         text = "\n".join(",".join(map(str, line)) for line in [rows[0], *(row.values() for row in rows)])
         files.write(options.out / f"packed-{what}.csv", text + "\n")
