@@ -148,9 +148,9 @@ def test_labels_of_any_integer_type_give_the_same_result(dtype):
 @pytest.mark.parametrize("classes, shape", [(2, (1, 8, 8)), (100, (1, 8, 8)), (3, (3, 8, 8)), (3, (2, 6, 9)), (3, (1, 1, 1))])
 @pytest.mark.parametrize("bits", [1, 32])
 def test_data_of_ones_own_are_trained_on(bits, classes, shape):
-    result = train(CELL, own(torch.arange(128) % min(classes, 3), classes, shape), bits, QUICK)
-    learns = result.losses[-1] < result.losses[0]
-    assert (learns or shape == (1, 1, 1)) and result.network.classifier.out_features == classes  # a pixel alone says too little
+    config = dataclasses.replace(QUICK, epochs=16) if shape == (1, 1, 1) else QUICK  # a single pixel is learned slowly
+    result = train(CELL, own(torch.arange(128) % min(classes, 3), classes, shape), bits, config)
+    assert result.losses[-1] < result.losses[0] and result.network.classifier.out_features == classes
     assert 0 <= result.test_accuracy <= 1
 
 
