@@ -1,4 +1,4 @@
-r"""Search methods scored on the micro tables: the tables of chapter 11, each by one command that goes on where it was stopped.
+r"""Search methods scored on the micro tables: the tables of chapter 12, each by one command that goes on where it was stopped.
 
     MAKE="python benchmarks/search_methods.py --out"
     DEFAULT='"channels": 16, "layers": 3, "rounds": 4, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'

@@ -1,5 +1,5 @@
 """Many searches of the micro space side by side in one wide supernet: each is `dcpnas_lite.search` with its own seed, weights,
-batches, λ and backtracking rule, and tests compare the two. It made the tables methods-*, lambda-* and tuning-* of chapter 11;
+batches, λ and backtracking rule, and tests compare the two. It made the tables methods-*, lambda-* and tuning-* of chapter 12;
 all others are made by the search of the package.
 """
 

@@ -344,7 +344,7 @@ def test_every_figure_says_what_to_see(name):
 
 
 def test_a_link_to_an_equation_shows_it_on_hover_and_focus(visit):
-    page = visit("07-from-trace-to-update.html")
+    page = visit("06-from-trace-to-update.html")
     page.evaluate("MathJax.startup.promise")
     elsewhere = page.locator("article a[href*='.html#eq-4-4']").first
     elsewhere.hover()
@@ -370,7 +370,7 @@ def test_what_scrolls_can_be_reached_by_keyboard(visit):
 
 
 def test_a_page_on_paper(visit):
-    page = visit("07-from-trace-to-update.html")
+    page = visit("06-from-trace-to-update.html")
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 680, "height": 1000})  # A4 without its margins
     hidden = ".bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-area, .headerlink"
@@ -386,7 +386,7 @@ def test_the_whole_book_is_one_page_whose_links_lead_somewhere():
     assert ids.most_common(1)[0][1] == 1
     inside = {link["href"][1:] for link in whole.select("a[href^='#']")}
     assert len(inside) > 50 and not inside - set(ids)
-    assert "07-from-trace-to-update--eq-4-49" in inside
+    assert "06-from-trace-to-update--eq-4-49" in inside
     outside = [link["href"] for link in whole.select("article a[href]") if not link["href"].startswith(("#", "http"))]
     assert [href for href in outside if not (HTML / href).is_file()] == []
     folded = whole.select("article details:not(.hide)")
@@ -468,7 +468,7 @@ def test_the_index_bench_computes_what_the_package_computes(visit):
 
 
 def test_the_buttons_of_the_bench_are_the_functions_of_the_package(visit):
-    """The lines by name, on chapter 7's toy and its figures, by keyboard alone; and on another size."""
+    """The lines by name, on chapter 6's toy and its figures, by keyboard alone; and on another size."""
     page = visit("index-bench.html")
     functions = {
         "4.49": lambda a, L, d: trace.trace_components(a, L, d),
@@ -492,9 +492,9 @@ def test_the_buttons_of_the_bench_are_the_functions_of_the_package(visit):
             if want.ndim == 2:
                 assert torch.allclose(maps[2], -want / tensors[0], rtol=1e-12, atol=1e-12)
             assert name.split()[0] in page.inner_text(".bench-line") or "slip" in name
-            assert page.get_attribute(".bench-line a", "href").startswith("07-from-trace-to-update.html#")
+            assert page.get_attribute(".bench-line a", "href").startswith("06-from-trace-to-update.html#")
             errors[sizes, name] = page.inner_text("#bench-error")
-    assert [errors[(3, 4), name] for name in ("4.49", "slip 1 mended")] == ["1.53", "2.73"]  # as chapter 7 prints them
+    assert [errors[(3, 4), name] for name in ("4.49", "slip 1 mended")] == ["1.53", "2.73"]  # as chapter 6 prints them
     assert errors[(3, 4), "4.49′"] == errors[(3, 4), "4.50′"] == errors[(5, 2), "4.49′"] == "0"
     assert all(error != "0" for (_, name), error in errors.items() if "′" not in name)
     set_sizes(page, 1, 4)
@@ -508,7 +508,7 @@ def test_the_bench_links_to_what_the_book_has():
     links = re.findall(r'(?:page: "([\w.-]+)", )?link: "#([\w-]+)"', script)
     assert len(links) == 9
     for page, fragment in links:
-        assert soup(HTML / (page or "07-from-trace-to-update.html")).find(id=fragment), fragment
+        assert soup(HTML / (page or "06-from-trace-to-update.html")).find(id=fragment), fragment
 
 
 @pytest.mark.parametrize(

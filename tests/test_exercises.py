@@ -127,5 +127,5 @@ def test_a_rule_of_the_readers_runs_in_the_search(rule):
     assert torch.isfinite(result.alphas["normal"]).all()
 
 
-def test_chapter_7_shows_a_rule():
-    assert any(name.startswith("07: my_rule") for name in RULES)
+def test_chapter_6_shows_a_rule():
+    assert any(name.startswith("06: my_rule") for name in RULES)

@@ -82,7 +82,7 @@ def test_the_printed_line_is_among_the_readings(case):
 
 
 class OneEdge(Case):
-    """With a single edge e and e′ are the same, and the bracket read element by element is the coupling (chapter 7)."""
+    """With a single edge e and e′ are the same, and the bracket read element by element is the coupling (chapter 6)."""
 
     def __init__(self):
         super().__init__(0)

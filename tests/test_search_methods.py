@@ -1,4 +1,4 @@
-"""The searches of chapter 11 and the wide networks that made its tables: each member is what it is alone."""
+"""The searches of chapter 12 and the wide networks that made its tables: each member is what it is alone."""
 
 from __future__ import annotations
 

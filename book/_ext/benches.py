@@ -20,7 +20,7 @@ SIDE, MARGIN = 400, 46
 
 
 def chapter_numbers() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """α, L̃, ∂w/∂α and the exact coupling of chapter 7's first toy."""
+    """α, L̃, ∂w/∂α and the exact coupling of chapter 6's first toy."""
     toy = toys.LinearMixture.random(3, 4, seed=0)
     w, jacobian = responses.Explicit(toy.phi)(toy.alpha)
     return toy.alpha, toy.factor(toy.alpha, w), einsum("mem->em", jacobian), trace.coupling(toy.dL_dw(toy.alpha, w), jacobian)
@@ -48,7 +48,7 @@ def index_bench() -> str:
     numbers = json.dumps({"E": len(alpha), "M": alpha.shape[1]} | data)
     return (
         f'<div id="index-bench" class="bench"><div class="heat-row">{row}</div>'
-        "<p>Scripts are off: this is the picture for the toy of chapter 7, printed lines beside the exact coupling.</p>"
+        "<p>Scripts are off: this is the picture for the toy of chapter 6, printed lines beside the exact coupling.</p>"
         f'<script type="application/json">{numbers}</script></div>'
     )
 

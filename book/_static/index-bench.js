@@ -7,7 +7,7 @@ document.addEventListener("DOMContentLoaded", () => {
     { name: "L̃", axes: ["operation", "edge"] },
     { name: "∂w/∂α", axes: ["edge", "operation"] },
   ];
-  const CHAPTER = "07-from-trace-to-update.html";
+  const CHAPTER = "06-from-trace-to-update.html";
   const LINES = [
     {
       name: "4.49", string: "ei,if,fm->e", link: "#eq-4-49",
@@ -38,7 +38,7 @@ document.addEventListener("DOMContentLoaded", () => {
       string: "em,mf,fm->em", link: "#where-print-and-truth-meet",
       text: "4.50 with its bracket read element by element: right where there is one edge.",
     },
-    { string: "ei,if,fm->em", page: "06-trace.html", link: "#eq-4-48", text: "The entries of the tensor of 4.48 that are not zero: column m of slice m." },
+    { string: "ei,if,fm->em", page: "05-trace.html", link: "#eq-4-48", text: "The entries of the tensor of 4.48 that are not zero: column m of slice m." },
   ];
 
   const element = (tag, { role, label, ...properties } = {}, ...children) => {

@@ -1,4 +1,4 @@
-"""Chapter 3: what is searched and what it is scored by (4.20, 4.21, 4.24–4.28, 4.32, 4.42)."""
+"""Chapter 2: what is searched and what it is scored by (4.20, 4.21, 4.24–4.28, 4.32, 4.42)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..network import binarize, supernet
 from .problems import Case, along, deviation, distributions
 from .table import Chapter
 
-chapter = Chapter("03-coupled-objective")
+chapter = Chapter("02-coupled-objective")
 
 
 def _node_by_node(cell: supernet.MixedCell, x: Tensor, mix: Tensor) -> list[Tensor]:

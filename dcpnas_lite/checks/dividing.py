@@ -1,4 +1,4 @@
-"""Chapter 5: the division by α and the trace that follows from it (4.44, 4.45)."""
+"""Chapter 4: the division by α and the trace that follows from it (4.44, 4.45)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import readings
 from .problems import Case, coupling_of, deviation
 from .table import Chapter
 
-chapter = Chapter("05-dividing-by-a-matrix")
+chapter = Chapter("04-dividing-by-a-matrix")
 
 
 def _in_the_rows_of_alpha(arguments: dict) -> dict:

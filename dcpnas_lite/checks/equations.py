@@ -28,14 +28,14 @@ __all__ += ["RUNS", "markdown_errata", "markdown_glance", "markdown_index", "run
 CHAPTERS = tuple(
     module.chapter
     for module in (
-        one_bit,
         coupled_objective,
         missing_derivative,
         dividing,
         trace_product,
         trace_to_update,
-        learning_psi,
+        one_bit,
         tangent_propagation,
+        learning_psi,
     )
 )
 TABLE: tuple[Equation, ...] = tuple(sorted((row for chapter in CHAPTERS for row in chapter.rows), key=lambda row: row.number))

@@ -1,4 +1,4 @@
-"""Chapter 8: ψ̃ learned, and where it is applied (4.51–4.53)."""
+"""Chapter 10: ψ̃ learned, and where it is applied (4.51–4.53)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import readings
 from .problems import Case, deviation
 from .table import Chapter
 
-chapter = Chapter("08-learning-psi")
+chapter = Chapter("10-learning-psi")
 
 
 def _with_ranks(arguments: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Chapter 4: the step with the coupling, and the derivative ∂w/∂α in it (4.43)."""
+"""Chapter 3: the step with the coupling, and the derivative ∂w/∂α in it (4.43)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..method import coupling
 from .problems import Case, coupling_of, deviation, symmetric
 from .table import Chapter
 
-chapter = Chapter("04-missing-derivative")
+chapter = Chapter("03-missing-derivative")
 
 
 class _Toy(nn.Module):

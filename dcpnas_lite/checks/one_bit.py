@@ -1,4 +1,4 @@
-"""Chapter 1: the 1-bit convolution, its scale, its reconstruction error and its gradient (4.22, 4.23, 4.34, 4.35)."""
+"""Chapter 7: the 1-bit convolution, its scale, its reconstruction error and its gradient (4.22, 4.23, 4.34, 4.35)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..network import binarize
 from .problems import Case, deviation
 from .table import Chapter
 
-chapter = Chapter("01-one-bit")
+chapter = Chapter("07-one-bit")
 
 
 def _with_zero(arguments: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Chapter 6: the factors under the trace and their product (4.46–4.48)."""
+"""Chapter 5: the factors under the trace and their product (4.46–4.48)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..derivation import responses, trace
 from .problems import Case, deviation
 from .table import EXACT, Chapter
 
-chapter = Chapter("06-trace")
+chapter = Chapter("05-trace")
 
 
 @chapter.row(

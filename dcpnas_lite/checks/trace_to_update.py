@@ -1,4 +1,4 @@
-"""Chapter 7: from the trace to the update of α (4.49, 4.50)."""
+"""Chapter 6: from the trace to the update of α (4.49, 4.50)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import readings
 from .problems import Case, coupling_of, deviation
 from .table import Chapter
 
-chapter = Chapter("07-from-trace-to-update")
+chapter = Chapter("06-from-trace-to-update")
 
 
 def _derived_trace(alpha: Tensor, factor: Tensor, dw: Tensor) -> Tensor:

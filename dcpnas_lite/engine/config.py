@@ -20,7 +20,7 @@ from ..validate import Count, Whole, validate
 SPACES = {"micro": MICRO, "paper": PAPER}
 Line = Literal["derived", "printed"]
 
-#: The setting in which searches find good cells (chapter 11), for a space, a data set, or both: later lines count.
+#: The setting in which searches find good cells (chapter 12), for a space, a data set, or both: later lines count.
 DEFAULTS: dict[str | tuple[str, str], dict] = {
     "micro": {"channels": 16, "rounds": 4, "steps": 16, "weight_lr": 0.02},
     "paper": {"rounds": 5, "steps": 16, "tangent_every": 2},

@@ -93,7 +93,8 @@ def build(
 ) -> Path:
     """Train `cells` × {1, 32} bits × seeds in `workers` processes of one thread each; returns the path of the table.
 
-    data: a name of `RECIPES` or a `Recipe`. seeds: how many, or which. out: default runs/microbench-NAME.csv; rows that are there
+    data: a name of `RECIPES` or a `Recipe`; where its 1-bit convolutions have shortcuts, bits is 1 alone, as the real-valued
+    network is that of the plain table. seeds: how many, or which. out: default runs/microbench-NAME.csv; rows that are there
     already are not trained again. root: where the files of the data are. scheduler: of a Dask cluster, as of `jobs.run`; its
     workers see the same `root`. Seed by seed, so a build that was cut off holds whole tables of the first seeds. However it
     ends, the rows it has written stay, and the same call goes on.
@@ -103,12 +104,13 @@ def build(
     if isinstance(data, str) and data not in RECIPES:
         raise ValueError(f"data: expected one of {', '.join(RECIPES)}, got {data!r}")
     recipe = RECIPES[data] if isinstance(data, str) else data
-    path = Path(out or f"runs/microbench-{recipe.data}.csv")
+    path = Path(out or f"runs/microbench-{data if isinstance(data, str) else recipe.data}.csv")
     numbers = [index(cell) for cell in cells]
     seeds = list(seeds if isinstance(seeds, Iterable) else range(operator.index(seeds)))
     if not seeds or min(seeds) < 0:
         raise ValueError(f"seeds: expected at least one, none below 0, got {seeds}")
-    wanted = list(dict.fromkeys((cell, bits, operator.index(seed)) for seed in seeds for cell in numbers for bits in BITS))
+    kinds = BITS if recipe.config.block == "plain" else (1,)
+    wanted = list(dict.fromkeys((cell, bits, operator.index(seed)) for seed in seeds for cell in numbers for bits in kinds))
     jobs.check(workers, scheduler)
     root = None if root is None else Path(root).expanduser().absolute()
     recipe.load(root)  # where it is missing, this says so, not every worker
