@@ -1,0 +1,186 @@
+"""The package's reference, written from its docstrings when the book is built, and links to it from the code words of the text.
+
+A page that holds the line ``<!-- room NAME -->`` gets one section for every module of ``dcpnas_lite.NAME``: what the module
+says of itself, then its public functions and classes with shapes, each with a link to its source. So there is no list to keep.
+
+Docstrings are plain text: `as_text` escapes what reStructuredText would take for a mark, keeps paragraphs, lists and indented
+lines as they are written, and makes every number 4.20 to 4.53 a link to the equation.
+
+On every other page a literal such as ``dcp.search``, ``trace.update`` or ``method/tangent.py`` links to its entry, the first time
+that a section has it. A literal that fits two entries stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.nodes import make_refnode
+
+import dcpnas_lite
+
+ROOT = Path(dcpnas_lite.__file__).parent
+ROOM = re.compile(r"^<!-- room (\w+) -->$", re.MULTILINE)
+NAMES = "<!-- public names -->"
+NUMBER = re.compile(r"(?<![\w.])4\.([2-4]\d|5[0-3])(?![\w.]*\d)")
+SECTION = """\
+## {name}
+
+```{{eval-rst}}
+.. automodule:: {module}
+   :members:
+   :ignore-module-all:
+```
+"""
+
+
+def modules(room: str) -> list[str]:
+    """The modules of a room in the order of their names; a room that is one file is one module."""
+    folder = ROOT / room
+    if not folder.is_dir():
+        return [f"dcpnas_lite.{room}"]
+    return [f"dcpnas_lite.{room}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+
+
+def sections(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put a room's modules in the place of its mark."""
+
+    def written(found: re.Match) -> str:
+        return "\n".join(SECTION.format(name=f"`{m.removeprefix('dcpnas_lite.')}`", module=m) for m in modules(found[1]))
+
+    source[0] = ROOM.sub(written, source[0])
+    if NAMES in source[0]:
+        source[0] = source[0].replace(NAMES, public_names())
+
+
+def escaped(text: str) -> str:
+    """A line of plain text in reStructuredText: `code` as code, numbers of equations as links, every other mark as it is."""
+    parts = re.split(r"(``?[^`\n]+``?)", text)
+    for i, part in enumerate(parts):
+        if i % 2:
+            parts[i] = rf"\ ``{part.strip('`')}``\ "  # an escaped blank shows nothing and may stand anywhere
+        else:
+            plain = re.sub(r"([\\*`|_])", r"\\\1", part)
+            parts[i] = NUMBER.sub(lambda found: rf"\ :ref:`{found[0]} <eq-{found[0].replace('.', '-')}>`\ ", plain)
+    return "".join(parts)
+
+
+def as_text(lines: list[str]) -> list[str]:
+    """A docstring as reStructuredText, block by block: a paragraph, a list, or indented lines, which are kept as code."""
+    written: list[str] = []
+    for block in re.split(r"\n\s*\n", "\n".join(line.rstrip() for line in lines).strip("\n")):
+        rows = block.split("\n")
+        if not block.strip():
+            continue
+        if rows[0].startswith("    "):
+            written += ["::", "", *(f"    {row}" for row in rows), ""]
+        elif rows[0].startswith("- "):
+            written += [("- " if row.startswith("- ") else "  ") + escaped(row[2:].lstrip()) for row in rows] + [""]
+        else:  # lines that a paragraph indents, as examples of calls, are kept as they are
+            head = next((i for i, row in enumerate(rows) if row.startswith("    ")), len(rows))
+            written += [escaped(row) for row in rows[:head]] + [""]
+            if rows[head:]:
+                tail = next((i for i, row in enumerate(rows[head:], head) if not row.startswith("    ")), len(rows))
+                written += ["::", "", *(f"    {row}" for row in rows[head:tail]), ""]
+                written += as_text(rows[tail:])
+    return written
+
+
+def first_sentence(thing: object) -> str:
+    """What a docstring says first, as Markdown."""
+    text = " ".join((thing.__doc__ or "").split("\n\n")[0].split())
+    return re.sub(r"([*_|<$\[\\])", r"\\\1", re.split(r"(?<=[.:;]) ", text)[0].rstrip(":;"))
+
+
+def public_names() -> str:
+    """The names that the package offers a newcomer, as a Markdown table."""
+    rows = [f"| `dcp.{name}` | {first_sentence(getattr(dcpnas_lite, name))} |" for name in dcpnas_lite.__all__]
+    return "\n".join(["| name | what it is |", "|---|---|", *rows])
+
+
+def docstring(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    lines[:] = as_text(lines)
+
+
+# Links from the text
+
+
+def names(app: Sphinx) -> dict[str, tuple[str, str, str] | None]:
+    """How the text may call an entry → its page, its anchor, its full name; None where two entries fit."""
+    known: dict[str, tuple[str, str, str] | None] = {}
+
+    def enter(short: str, entry: tuple[str, str, str]) -> None:
+        known[short] = entry if known.get(short, entry) == entry else None
+
+    for full, found in app.env.get_domain("py").objects.items():
+        entry = (found.docname, found.node_id, full)
+        words = full.split(".")
+        for first in range(len(words) - 1):
+            enter(".".join(words[first:]), entry)
+        if words[-1][:1].isupper():  # a class is known by its name alone
+            enter(words[-1], entry)
+        if found.objtype == "module":
+            path = "/".join(words) + ".py"
+            enter(path, entry)
+            enter(path.removeprefix("dcpnas_lite/"), entry)
+    for public, room in (dcpnas_lite._ROOMS | dcpnas_lite._MODULES).items():
+        full = f"dcpnas_lite.{room}" + ("" if public in dcpnas_lite._MODULES else f".{public}")
+        if known.get(full):
+            known[f"dcp.{public}"] = known[full]
+            known[f"dcpnas_lite.{public}"] = known[full]
+    for short in ("lab", "trace", "toys", "responses"):  # modules that chapters import by name
+        for full, found in app.env.get_domain("py").objects.items():
+            if full.endswith(f".{short}") and found.objtype == "module":
+                known[short] = (found.docname, found.node_id, full)
+    return known
+
+
+def section_of(node: nodes.Node) -> nodes.Node | None:
+    while node is not None and not isinstance(node, nodes.section | nodes.row):
+        node = node.parent
+    return node
+
+
+def link_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Link the literals of a page to the entries that they name."""
+    known, done = app.env.__dict__.setdefault("api_names", {}), set()
+    if not known:
+        known.update(names(app))
+    for literal in list(doctree.findall(nodes.literal)):
+        held = literal.parent
+        while held is not None and not isinstance(held, nodes.reference | nodes.title | nodes.term):
+            held = held.parent
+        text = re.sub(r"\(.*\)$", "", literal.astext().strip(), flags=re.DOTALL)
+        entry = known.get(text)
+        if held is None and entry and not (entry[0] == docname and docname.startswith("api")):
+            place = (id(section_of(literal)), entry[2])
+            if place not in done:
+                done.add(place)
+                link = make_refnode(app.builder, docname, entry[0], entry[1], literal.deepcopy(), entry[2])
+                literal.replace_self(link)
+
+
+def forget(app: Sphinx, env, *_) -> None:
+    env.__dict__.pop("api_names", None)
+
+
+def options(app: Sphinx, config) -> None:
+    config.autodoc_member_order = "bysource"
+    config.autodoc_preserve_defaults = True
+    config.autodoc_inherit_docstrings = False
+    config.python_maximum_signature_line_length = 88
+    config.add_module_names = False
+    config.nitpick_ignore_regex = [*config.nitpick_ignore_regex, (r"py:.*", r".*")]  # types of signatures: torch, jaxtyping
+
+
+def setup(app: Sphinx) -> dict[str, object]:
+    app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.viewcode")
+    app.connect("config-inited", options)
+    app.connect("source-read", sections)
+    app.connect("autodoc-process-docstring", docstring)
+    app.connect("env-updated", forget)
+    app.connect("doctree-resolved", link_code)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
