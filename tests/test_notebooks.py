@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import notebooks as tool  # noqa: E402
 
+from dcpnas_lite.checks import lab  # noqa: E402
+
 PATHS = tool.notebooks()
 IDS = [path.stem for path in PATHS]
 NOBODY = "https://github.com/OWNER/dcpnas-lite"  # a repository without an address
@@ -91,7 +93,8 @@ def test_colab_link_first_cell_and_links_to_equations_are_as_setup_writes_them(p
     tool.set_up(tmp_path / path.name, url, HOMES)
     assert (tmp_path / path.name).read_text() == path.read_text(), "run: python tools/notebooks.py setup"
     assert notebook.cells[0].source.startswith(tool.title_start(path.stem))
-    assert code_cells(notebook)[0].source == tool.first_cell(url) and code_cells(notebook)[0].outputs == []
+    first = code_cells(notebook)[0]
+    assert first.source == tool.first_cell(url) and first.outputs == [] and first.metadata.tags == [tool.FOLDED]
     assert tool.published(url) or "colab.research" not in path.read_text()
 
 
@@ -103,6 +106,87 @@ def test_links_to_equations_lead_to_a_notebook_that_has_them(path, notebook):
     for target, name in re.findall(r"\]\(([^()\s#]*)#(eq-[\w-]+)\)", "\n".join(map("".join, texts))):
         page = target.removeprefix(tool.published(tool.repository_url())).removesuffix(".html").removesuffix(".ipynb")
         assert (page or path.stem) == HOMES[name], f"{target}#{name}"
+
+
+CHAPTERS = [path for path in PATHS if path.stem[:2].isdigit()]
+WHAT_TO_SEE = re.compile(r"^\*What to see\.\*", re.MULTILINE)
+NO_STUB = re.compile(r"^\s*(return )?(\.\.\.|pass|raise NotImplementedError.*)$", re.MULTILINE)
+HEADING = re.compile(r"^### Exercise (\d+): .+ \((?:easy|medium|hard|open), \d+ minutes\)$")
+
+
+@pytest.fixture(params=CHAPTERS, ids=[path.stem for path in CHAPTERS])
+def chapter(request):
+    return tool.read(request.param)
+
+
+def section(notebook, heading: str) -> str:
+    """The Markdown under a heading of the second level, without it."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return re.split(
+        r"^## ", re.split(rf"^## {heading}$", text, maxsplit=1, flags=re.MULTILINE)[1], maxsplit=1, flags=re.MULTILINE
+    )[0]
+
+
+def test_a_chapter_opens_like_every_chapter(chapter):
+    """Title, a lead that motivates, what one can do afterwards, its equations, what one needs, the time it takes."""
+    _, *blocks = chapter.cells[0].source.split("\n\n")
+    lead, *blocks = (block for block in blocks if not block.startswith("[Open this page in Colab]"))
+    assert len(lead.split()) >= 30 and lead[0] not in "*|#-[", "a lead paragraph of some sentences"
+    blocks = blocks[1:] if not blocks[0].startswith("**") else blocks  # or two of them
+    starts = [
+        r"\*\*After this chapter you can\*\*",
+        "- ",
+        r"\*\*Equations?\*\*: ",
+        r"\| you need \| where \| how much \|\n",
+        r"\*\*Time\*\*: \d",
+    ]
+    found = [next((i for i, block in enumerate(blocks) if re.match(start, block)), None) for start in starts]
+    assert found == [0, 1, 2, 3, 4] and len(blocks) == 5, f"outcomes, equations, table and time, in this order: {found}"
+    assert 2 <= len(re.findall("^- ", blocks[1], re.MULTILINE)) <= 6
+    assert "; the code " in blocks[4], "the line on time ends in '; the code runs in …'"
+
+
+def test_a_chapter_ends_like_every_chapter(chapter):
+    text = "\n\n".join(cell.source for cell in chapter.cells if cell.cell_type == "markdown")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE)[-3:] == ["Summary", "Exercises", "References"]
+    assert 3 <= len(re.findall(r"^(?:- |\d\. )", section(chapter, "Summary"), re.MULTILINE)) <= 5, "three to five points"
+    assert section(chapter, "References").strip()
+
+
+def test_every_figure_is_followed_by_what_to_see(notebook):
+    for cell, below in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            assert below and below.cell_type == "markdown" and WHAT_TO_SEE.search(below.source), (
+                f"no *What to see.* below:\n{cell.source}"
+            )
+
+
+def test_lines_of_code_fit_the_page(notebook):
+    for cell in code_cells(notebook)[1:]:
+        assert [line for line in cell.source.splitlines() if len(line) > 90] == []
+
+
+def test_exercises_have_one_form(chapter):
+    """Heading; a stub that runs and holds a slip; a commented check; a folded hint and a folded solution."""
+    exercises = section(chapter, "Exercises")
+    headings = re.findall(r"^### .*$", exercises, re.MULTILINE)
+    assert [int(HEADING.match(heading)[1]) if HEADING.match(heading) else heading for heading in headings] == [
+        *range(1, len(headings) + 1)
+    ]
+    assert 3 <= len(headings) <= 5
+    assert exercises.count("<details><summary>Solution</summary>") == len(headings), "one solution an exercise"
+    stubs = [
+        i for i, cell in enumerate(chapter.cells) if any(tag.startswith("exercise:") for tag in cell.metadata.get("tags", []))
+    ]
+    for i in stubs:
+        stub, check = chapter.cells[i], chapter.cells[i + 1]
+        (name,) = (tag.removeprefix("exercise:") for tag in stub.metadata.tags if tag.startswith("exercise:"))
+        assert name in lab.EXERCISES
+        functions = re.findall(r"^def (\w+)", stub.source, re.MULTILINE)
+        assert check.source.strip() in [f'# lab.check("{name}", {f})  # uncomment when ready' for f in functions], check.source
+        assert not NO_STUB.search(stub.source), "a stub runs, with one slip"
+    checks = [cell.source for cell in code_cells(chapter) if re.match(r"# lab\.check\(", cell.source)]
+    assert len(checks) == len(stubs), "a check whose stub has no tag exercise:NAME"
 
 
 def test_metadata_is_normalised(path, notebook, tmp_path):
@@ -178,6 +262,21 @@ def test_setup_is_idempotent_and_url_reaches_every_file(tmp_path):
     assert path.read_text() == once
     with pytest.raises(SystemExit, match="expected an address"):
         tool.change_url("ftp://example.org", tmp_path)
+
+
+def test_the_line_on_time_counts_text_equations_figures_visible_code_and_exercises(tmp_path):
+    path = make_book(tmp_path, NOBODY, "\n".join(["x = 1"] * 100), "\n".join(["y = 1"] * 1000))
+    notebook = tool.read(path)
+    notebook.cells[0].source += "\n\n**Time**: a while; the code runs in a moment.\n\n" + "word " * 1290 + "\n\n$$ a = b $$" * 10
+    notebook.cells[2].metadata["tags"] = [tool.FOLDED]
+    exercises = "## Exercises\n\n### Exercise 1: the sum (easy, 5 minutes)\n\n" + "word " * 2000
+    last = "### Exercise 2: the rest (open, 20 minutes)\n\n" + "word " * 2000 + "\n\n## References\n\nNone."
+    notebook.cells += map(nbformat.v4.new_markdown_cell, (exercises, last))
+    tool.write(path, notebook)
+    for _ in range(2):  # 10 minutes of words, 5 of equations, 5 of code
+        tool.set_up(path, NOBODY, {})
+        line = tool.TIME.search(tool.read(path).cells[0].source)[0]
+        assert line == "**Time**: 20 minutes to read, 45 with the exercises; the code runs in a moment."
 
 
 def test_links_to_equations_follow_the_address(tmp_path):

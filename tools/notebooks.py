@@ -1,7 +1,7 @@
 """Keep the notebooks of the book in order.
 
 python tools/notebooks.py execute [NOTEBOOK ...]   execute in place, with normalised metadata
-python tools/notebooks.py setup                    write Colab link and first code cell into every notebook
+python tools/notebooks.py setup [NOTEBOOK ...]     write Colab link, reading time, first code cell and links to equations
 python tools/notebooks.py url URL                  change the repository's address everywhere
 """
 
@@ -24,8 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from equation_names import TAG, anchor  # noqa: E402
 
+FOLDED = "hide-input"  # the tag of a cell whose code the book shows folded
 FIRST_LINE = "# Installs dcpnas_lite where it is missing"  # how the cell starts that `setup` writes
 COLAB = re.compile(r"^\[[^\]]*\]\(https://colab\.research\.google\.com/github/[^)]*\)$\n*", re.MULTILINE)
+TIME = re.compile(r"^\*\*Time\*\*:.*$", re.MULTILINE)
+MINUTES = re.compile(r"^### Exercise \d+: .+ \((?:easy|medium|hard|open), (\d+) minutes\)$", re.MULTILINE)
+WORDS, LINES, LOOK = 130, 20, 0.5  # words a minute, lines of code a minute, minutes for a displayed equation and for a figure
 EQUATION = re.compile(r"\]\([^()\s#]*#(eq-[\w-]+)\)")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -127,6 +131,36 @@ def write(path: Path, notebook) -> None:
     os.replace(temporary, path)
 
 
+def reading_minutes(cells: list) -> float:
+    """For words, displayed equations, figures and code that is not folded, at one pace for all; without the exercises."""
+    minutes, exercises = 0.0, False
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            for part in re.split(r"^(?=## )", TIME.sub("", cell.source), flags=re.MULTILINE):
+                exercises = part.startswith("## Exercises") or exercises and not part.startswith("## ")
+                text, equations = re.subn(r"\$\$.*?\$\$", "", part, flags=re.DOTALL)
+                text = re.sub(r"\$[^$]*\$", "x", re.sub(r"\]\([^)]*\)", "]", text))  # a formula is a word, a link is its text
+                minutes += 0 if exercises else len(re.findall(r"\w\S*", text)) / WORDS + equations * LOOK
+        elif not exercises:
+            minutes += LOOK * sum("image/png" in output.get("data", {}) for output in cell.outputs)
+            if FOLDED not in cell.metadata.get("tags", []):
+                minutes += len(cell.source.splitlines()) / LINES
+    return minutes
+
+
+def rounded(minutes: float) -> int:
+    return max(5, 5 * round(minutes / 5))
+
+
+def time_line(line: str, cells: list) -> str:
+    """The line on time: reading and exercises are counted here, what it says of the code is the author's."""
+    read = rounded(reading_minutes(cells))
+    minutes = sum(map(int, MINUTES.findall("\n".join(cell.source for cell in cells if cell.cell_type == "markdown"))))
+    also = f", {rounded(read + minutes)} with the exercises" if minutes else ""
+    code = re.search(r"the code .*", line)
+    return f"**Time**: {read} minutes to read{also}{'; ' + code[0] if code else '.'}"
+
+
 def set_up(path: Path, url: str, pages: dict[str, str]) -> None:
     """Write what `setup` writes; pages as `homes` gives them."""
     notebook = read(path)
@@ -140,9 +174,11 @@ def set_up(path: Path, url: str, pages: dict[str, str]) -> None:
     if position == len(cells) or not cells[position].source.startswith(FIRST_LINE):
         cells.insert(position, nbformat.v4.new_code_cell())
     cells[position].source = first_cell(url)
+    cells[position].metadata["tags"] = [FOLDED]
     for cell in cells:
         if cell.cell_type == "markdown":
             cell.source = link_equations(cell.source, path.stem, pages, url)
+    cells[0].source = TIME.sub(lambda line: time_line(line[0], cells), cells[0].source)
     write(path, notebook)
 
 
@@ -190,7 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("execute", help="execute notebooks in place (all, if none is named)")
     command.add_argument("paths", nargs="*", type=Path, metavar="NOTEBOOK")
-    commands.add_parser("setup", help="write Colab link, first code cell and links to equations into every notebook")
+    command = commands.add_parser("setup", help="write what is the same in all notebooks into them (all, if none is named)")
+    command.add_argument("paths", nargs="*", type=Path, metavar="NOTEBOOK")
     commands.add_parser("url", help="change the repository's address everywhere").add_argument("url")
     options = parser.parse_args(arguments)
     if options.command == "execute":
@@ -198,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
             execute(path)
     elif options.command == "setup":
         pages = homes()
-        for path in notebooks():
+        for path in options.paths or notebooks():
             set_up(path, repository_url(), pages)
     else:
         change_url(options.url)
