@@ -11,9 +11,13 @@ from __future__ import annotations
 from . import (
     coupled_objective,
     dividing,
+    evaluation,
+    full_search,
     learning_psi,
     missing_derivative,
     one_bit,
+    packed_words,
+    perturbation,
     symbolic,
     tangent_propagation,
     trace_product,
@@ -36,6 +40,10 @@ CHAPTERS = tuple(
         one_bit,
         tangent_propagation,
         learning_psi,
+        full_search,
+        evaluation,
+        perturbation,
+        packed_words,
     )
 )
 TABLE: tuple[Equation, ...] = tuple(sorted((row for chapter in CHAPTERS for row in chapter.rows), key=lambda row: row.number))
