@@ -25,7 +25,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcpnas_lite import data
+from dcpnas_lite import data, readers
 from dcpnas_lite.data import Data, Split
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -289,7 +289,7 @@ def test_the_size_of_images_that_are_not_square():
 
 # --- Fashion-MNIST ----------------------------------------------------------------------------------------------------
 
-NAMES = tuple(data.FASHION_MNIST_SHA256)
+NAMES = tuple(readers.FASHION_MNIST_SHA256)
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -368,7 +368,7 @@ def test_fashion_mnist_default_folder(tmp_path, contents, sha256, monkeypatch):
 @pytest.mark.parametrize("which", [0, 3])
 def test_fashion_mnist_damaged_file(tmp_path, contents, sha256, damage, which):
     write(tmp_path, contents, packed=not damage.startswith("plain"))
-    path = data._idx_path(tmp_path, NAMES[which])
+    path = readers._idx_path(tmp_path, NAMES[which])
     content = bytearray(path.read_bytes())
     if damage.endswith("flip"):
         content[len(content) // 2] ^= 1
@@ -498,7 +498,7 @@ def test_no_more_is_decompressed_than_the_file_can_have(tmp_path, contents, whic
 def test_no_more_is_downloaded_than_the_file_can_have(tmp_path, sha256, server):
     server.endless = True
     with pytest.raises(ValueError, match=f"{NAMES[3]}.*not the expected file, removed: .*at most 11,018 bytes"):
-        data.download_fashion_mnist(tmp_path, server.url, {NAMES[3]: sha256[NAMES[3]]})
+        readers.download_fashion_mnist(tmp_path, server.url, {NAMES[3]: sha256[NAMES[3]]})
     assert not list(tmp_path.glob("*.part"))
     deadline = time.monotonic() + 20
     while not server.ranges and time.monotonic() < deadline:  # the server notices a moment later
@@ -510,11 +510,11 @@ def test_two_downloads_at_once(tmp_path, sha256, server):
     """The second one is refused while the first is at work, and takes nothing from it."""
     server.wait = threading.Event()
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(data.download_fashion_mnist, tmp_path, server.url, sha256)
+        first = pool.submit(readers.download_fashion_mnist, tmp_path, server.url, sha256)
         while not (tmp_path / f"{FIRST}.part").exists():
             time.sleep(0.01)
         with pytest.raises(BlockingIOError, match=f"{FIRST}: in use by process"):
-            data.download_fashion_mnist(tmp_path, server.url, sha256)
+            readers.download_fashion_mnist(tmp_path, server.url, sha256)
         server.wait.set()
         first.result()
     assert [r[0] for r in server.ranges] == [f"{name}.gz" for name in NAMES]
@@ -526,7 +526,7 @@ def test_download_then_nothing_left_to_do(tmp_path, contents, sha256, server):
     assert same(d, fashion(write(tmp_path / "b", contents, packed=False), sha256))
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(server.files)
     requests = len(server.ranges)
-    assert data.download_fashion_mnist(tmp_path / "new", server.url, sha256) == tmp_path / "new"
+    assert readers.download_fashion_mnist(tmp_path / "new", server.url, sha256) == tmp_path / "new"
     assert len(server.ranges) == requests == 4
 
 
@@ -535,7 +535,7 @@ def test_download_resumes(tmp_path, sha256, server, honours_range):
     server.honours_range = honours_range
     whole = server.files[FIRST]
     (tmp_path / f"{FIRST}.part").write_bytes(whole[:1000])
-    data.download_fashion_mnist(tmp_path, server.url, sha256)
+    readers.download_fashion_mnist(tmp_path, server.url, sha256)
     sent = (206, len(whole) - 1000) if honours_range else (200, len(whole))
     assert server.ranges[0] == (FIRST, "bytes=1000-", *sent)
     assert (tmp_path / FIRST).read_bytes() == whole and not list(tmp_path.glob("*.part"))
@@ -545,12 +545,12 @@ def test_download_goes_on_after_a_lost_connection(tmp_path, sha256, server):
     server.cut_after = 700
     whole = len(server.files[FIRST])
     with pytest.raises(ConnectionError, match=f"{FIRST}.*connection lost after 700 of {whole} bytes"):
-        data.download_fashion_mnist(tmp_path, server.url, sha256)
+        readers.download_fashion_mnist(tmp_path, server.url, sha256)
     assert [p.name for p in tmp_path.iterdir()] == [f"{FIRST}.part"]
     with pytest.raises(FileNotFoundError, match="connection lost after 1400"):
         data.fashion_mnist(tmp_path, sha256=sha256, base_url=server.url)
     server.cut_after = None
-    data.download_fashion_mnist(tmp_path, server.url, sha256)
+    readers.download_fashion_mnist(tmp_path, server.url, sha256)
     assert [r[1] for r in server.ranges if r[0] == FIRST] == ["bytes=0-", "bytes=700-", "bytes=1400-"]
     assert (tmp_path / FIRST).read_bytes() == server.files[FIRST]
 
@@ -561,7 +561,7 @@ def test_download_complete_part_and_damaged_file(tmp_path, contents, sha256, ser
     last = tmp_path / f"{NAMES[3]}.gz"
     last.write_bytes(b"damaged")
     (tmp_path / f"{FIRST}.part").write_bytes(server.files[FIRST])
-    data.download_fashion_mnist(tmp_path, server.url, sha256)
+    readers.download_fashion_mnist(tmp_path, server.url, sha256)
     assert [(r[0], r[2]) for r in server.ranges] == [(FIRST, 416), (last.name, 206)]
     assert len(fashion(tmp_path, sha256).test) == 30
 
@@ -569,22 +569,22 @@ def test_download_complete_part_and_damaged_file(tmp_path, contents, sha256, ser
 def test_download_of_a_wrong_file_leaves_nothing(tmp_path, sha256, server):
     server.files[FIRST] = gzip.compress(b"something else")
     with pytest.raises(ValueError, match=f"{FIRST}.*not the expected file.*{sha256[NAMES[0]]}"):
-        data.download_fashion_mnist(tmp_path, server.url, sha256)
+        readers.download_fashion_mnist(tmp_path, server.url, sha256)
     assert not list(tmp_path.iterdir())
 
 
 def test_download_discards_a_foreign_part(tmp_path, sha256, server):
     (tmp_path / f"{FIRST}.part").write_bytes(b"x" * 10)
     with pytest.raises(ValueError, match="not the expected file, removed"):
-        data.download_fashion_mnist(tmp_path, server.url, sha256)
-    data.download_fashion_mnist(tmp_path, server.url, sha256)
+        readers.download_fashion_mnist(tmp_path, server.url, sha256)
+    readers.download_fashion_mnist(tmp_path, server.url, sha256)
     assert (tmp_path / FIRST).read_bytes() == server.files[FIRST]
 
 
 def test_download_of_an_absent_file(tmp_path, sha256, server):
     del server.files[FIRST]
     with pytest.raises(ConnectionError, match=f"{FIRST}.*404"):
-        data.download_fashion_mnist(tmp_path, server.url, sha256)
+        readers.download_fashion_mnist(tmp_path, server.url, sha256)
 
 
 # --- CIFAR-10 ---------------------------------------------------------------------------------------------------------
@@ -595,9 +595,9 @@ RECORDS = 20
 @pytest.fixture
 def bins(monkeypatch) -> dict[str, bytes]:
     """Six files of twenty records. Planes: R = number of the file, G = number of the record, B = row."""
-    monkeypatch.setattr(data, "CIFAR10_RECORDS", RECORDS)
+    monkeypatch.setattr(readers, "CIFAR10_RECORDS", RECORDS)
     made = {}
-    for i, name in enumerate(data.CIFAR10_FILES):
+    for i, name in enumerate(readers.CIFAR10_FILES):
         record = np.zeros((RECORDS, 3073), np.uint8)
         record[:, 0] = np.arange(RECORDS) % 10
         planes = record[:, 1:].reshape(RECORDS, 3, 32, 32)
@@ -661,7 +661,7 @@ def test_cifar10_folder(tmp_path, bins):
     ids=["a byte missing", "a record missing", "label 10"],
 )
 def test_cifar10_bad_records(tmp_path, bins, packed, content, message):
-    name = data.CIFAR10_FILES[1]
+    name = readers.CIFAR10_FILES[1]
     bins[name] = content(bins[name])
     digest = tar(tmp_path / "cifar-10-binary.tar.gz", bins) if packed else ""
     if not packed:
@@ -674,7 +674,7 @@ def test_cifar10_bad_records(tmp_path, bins, packed, content, message):
 def test_cifar10_foreign_archives(tmp_path, bins):
     python = tmp_path / "cifar-10-python.tar.gz"
     digest = tar(python, {"data_batch_1": b"pickle", "test_batch": b"pickle"}, "cifar-10-batches-py")
-    with pytest.raises(ValueError, match=f"binary version.*{data.CIFAR10_SHA256}, got {digest}; delete it and get http"):
+    with pytest.raises(ValueError, match=f"binary version.*{readers.CIFAR10_SHA256}, got {digest}; delete it and get http"):
         data.cifar10(python)
     with pytest.raises(ValueError, match="expected the binary version of CIFAR-10, data_batch_1.bin, .*missing"):
         data.cifar10(python, sha256=digest)
@@ -693,7 +693,7 @@ def test_cifar10_foreign_archives(tmp_path, bins):
 def test_cifar10_sizes_are_checked_before_reading(tmp_path, bins, monkeypatch):
     for name, content in bins.items():
         (tmp_path / name).write_bytes(content)
-    with (tmp_path / data.CIFAR10_FILES[2]).open("ab") as file:
+    with (tmp_path / readers.CIFAR10_FILES[2]).open("ab") as file:
         file.truncate(1 << 40)  # a terabyte, none of it on the disk
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
     with pytest.raises(ValueError, match=f"data_batch_3.bin: expected .* 61460 bytes, got {1 << 40}; delete it and get http"):

@@ -135,6 +135,12 @@ def test_a_check_that_raises_has_failed(monkeypatch):
     assert "**fails**" in equations.markdown_index()
 
 
+@pytest.mark.parametrize(("number", "outcome"), [("4.49", 0.0), ("4.43", (0.0, 1.0))])
+def test_a_check_returns_as_many_errors_as_its_verdict_needs(number, outcome):
+    check = dataclasses.replace(equations.get(number), run=lambda case: outcome).check()
+    assert not check.passed and f"{number}: expected {1 if number == '4.43' else 2} errors of its check" in check.text
+
+
 @pytest.fixture(scope="module")
 def report() -> str:
     return equations.report()

@@ -142,6 +142,8 @@ def test_bad_names_and_shapes():
     for kind, curvature, name in (("l2", "sampled", "distance"), ("F", "newton", "curvature")):
         with pytest.raises(ValueError, match=f"{name}: expected .*got '{kind if name == 'distance' else curvature}'"):
             tangent_gradient(child, lambda out: kl_gain(out, soft), alphas, parent, curvature, kind, N)
+    with pytest.raises(ValueError, match="draw: expected a function that draws a class for each image for 'sampled', got None"):
+        curvature_product("sampled", child, lambda out: kl_gain(out, soft), alphas, N)
 
 
 # -- the gradient of D ------------------------------------------------------------------------------------------------

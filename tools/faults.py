@@ -43,7 +43,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dcpnas_lite import data
+from dcpnas_lite import data, readers
 from dcpnas_lite.__main__ import main as run_command
 from dcpnas_lite.commands import folder as search_folder
 from dcpnas_lite.engine import checkpoint
@@ -107,7 +107,7 @@ def formats(folder: Path) -> list[Format]:
     table_form.pack(table, packed)
 
     idx = {}
-    for name, count in zip(data.FASHION_MNIST_SHA256, (30, 30, 10, 10), strict=True):
+    for name, count in zip(readers.FASHION_MNIST_SHA256, (30, 30, 10, 10), strict=True):
         if "labels" in name:
             array = np.arange(count, dtype=np.uint8) % 10
         else:
@@ -125,7 +125,7 @@ def formats(folder: Path) -> list[Format]:
     bins, archive = folder / "bins", folder / "cifar-10-binary.tar.gz"
     bins.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
-        for k, name in enumerate(data.CIFAR10_FILES):
+        for k, name in enumerate(readers.CIFAR10_FILES):
             records = np.random.default_rng(k).integers(0, 256, (RECORDS, 3073), np.uint8)
             records[:, 0] = np.arange(RECORDS) % 10
             (bins / name).write_bytes(records.tobytes())
@@ -150,7 +150,7 @@ def formats(folder: Path) -> list[Format]:
         Format("IDX images, gzip", folder / "packed" / f"{images}.gz", lambda: fashion("packed")),
         Format("IDX labels, gzip", folder / "packed" / f"{labels}.gz", lambda: fashion("packed")),
         Format("CIFAR-10 archive", archive, lambda: data.cifar10(archive, validation=10, sha256=digest)),
-        Format("CIFAR-10 .bin", bins / data.CIFAR10_FILES[0], lambda: data.cifar10(bins, validation=10), checksum=False),
+        Format("CIFAR-10 .bin", bins / readers.CIFAR10_FILES[0], lambda: data.cifar10(bins, validation=10), checksum=False),
     ]
 
 
@@ -275,7 +275,7 @@ def verdict(f: Format, original, mark: Path) -> tuple[str, str]:
 def run(inputs: int, seed: int, progress: bool = True) -> tuple[dict[str, collections.Counter], list[str]]:
     """(format → how many were refused, unchanged, other, BAD; a line for each that is BAD)."""
     counts, bad = {}, []
-    records, data.CIFAR10_RECORDS = data.CIFAR10_RECORDS, RECORDS
+    records, readers.CIFAR10_RECORDS = readers.CIFAR10_RECORDS, RECORDS
     try:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -296,7 +296,7 @@ def run(inputs: int, seed: int, progress: bool = True) -> tuple[dict[str, collec
                 if progress:
                     print(line(f.name, count), flush=True)
     finally:
-        data.CIFAR10_RECORDS = records
+        readers.CIFAR10_RECORDS = records
     return counts, bad
 
 

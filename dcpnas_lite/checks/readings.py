@@ -1,15 +1,9 @@
-"""Fairness by exhaustion: of each line that is called wrong, or right under an assumption only, every reading by program.
-
-A reading fixes what the print leaves open: what a letter stands for, the layout, the transposes, the order of the factors, what
-is summed. Its error is relative, on random problems with E < M, E > M and E = M, and inf where it does not exist. It is right if
-it holds on all of them. A correction is compared up to one common factor, which η could take up.
-"""
+"""Fairness by exhaustion: of each line that is called wrong, or right under an assumption only, every reading by program."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, einsum
@@ -17,81 +11,12 @@ from torch.autograd.functional import hessian, jacobian
 
 from ..derivation import responses, toys, trace
 from ..method import backtracking, objectives
-from .problems import SIZES, Case, deviation
-from .table import EXACT, link
+from .exhaustion import LINES, Line, Readings, arranged, least, line, markdown, parallel, product, right, turned, verdict
+from .problems import Case, deviation
 
-Readings = dict[str, float]  # error of each reading by name, on one problem
+__all__ = ["LINES", "Line", "least", "markdown", "right", "verdict"]
+
 KINDS = {toys.LinearMixture: "ℓ(α ⊛ w)", toys.Bilinear: "ℓ(α w)"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """varied: what the readings differ in. printed: they keep to the printed line, so that its verdict follows from them."""
-
-    number: str
-    varied: str
-    read: Callable[[Case], Readings] = field(repr=False)
-    printed: bool = True
-
-    def tried(self) -> dict[str, list[float]]:
-        """The errors of each reading, one for each problem."""
-        found = [self.read(Case(number)) for number in range(len(SIZES))]
-        return {name: [errors[name] for errors in found] for name in found[0]}
-
-
-LINES: list[Line] = []
-
-
-def line(number: str, varied: str, printed: bool = True) -> Callable:
-    def enter(read: Callable[[Case], Readings]) -> Callable:
-        LINES.append(Line(number, varied, read, printed))
-        return read
-
-    return enter
-
-
-def right(tried: dict[str, list[float]]) -> list[str]:
-    """The readings that hold on every problem."""
-    return [name for name, errors in tried.items() if max(errors) <= EXACT]
-
-
-def verdict(tried: dict[str, list[float]]) -> str:
-    """What the readings of a printed line say of it."""
-    return "under an assumption" if right(tried) else "corrected"
-
-
-def least(readings: Readings) -> float:
-    """The error of the kindest reading of one problem."""
-    return min(readings.values())
-
-
-def parallel(got: Tensor, want: Tensor) -> float:
-    """Relative error up to one common factor; inf where shapes differ."""
-    if got.shape != want.shape:
-        return float("inf")
-    norm = (got * got).sum()
-    return deviation(got * ((got * want).sum() / norm if norm > 0 else 0), want)
-
-
-def product(*factors: Tensor) -> Tensor | None:
-    """The matrix product, over leading axes as well; None where the shapes do not fit."""
-    out = factors[0]
-    for factor in factors[1:]:
-        if out.shape[-1] != factor.shape[-2]:
-            return None
-        out = out @ factor
-    return out
-
-
-def arranged(**factors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor | None]]:
-    """Every choice of one form of each factor, in every order, by name, with its product."""
-    for choice in itertools.product(*(forms.items() for forms in factors.values())):
-        for order in itertools.permutations(choice):
-            yield " ".join(name for name, _ in order), product(*(tensor for _, tensor in order))
-
-
-def turned(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    return {name: tensor, f"{name}ᵀ": tensor.mT}
 
 
 @line("4.25", "what p̂(X) is: the truth, the Parent's output, the Child's; the sign")
@@ -258,7 +183,7 @@ line("4.45", "the same, with C in the place of ∂L/∂w", printed=False)(_trace
 def _responses(case: Case, **options) -> Iterator[tuple[str, toys.Toy, responses.Response]]:
     for softmax in (False, True):
         toy = toys.LinearMixture.random(case.E, case.M, case.number, softmax=softmax, **options)
-        answers = {
+        answers: dict[str, Callable[..., responses.Response]] = {
             "explicit": responses.Explicit(toy.phi),
             "one step": responses.Unrolled(toy.loss, 0.1),
             "minimum": responses.Implicit(toy.regularized),
@@ -334,12 +259,12 @@ def _corrections(case: Case) -> Iterator[tuple[bool, str, float]]:
         for (form, L), own, summed in itertools.product(_quotients(toy, w).items(), (True, False), (True, False)):
             fits = L.shape[1] == case.E and len(L) in (1, case.M)
             bracket = L.T.expand(case.E, -1) * (dw.sum(1, keepdim=True) if own else dw) if fits else None  # (e′, component)
-            if fits and summed:
+            if bracket is not None and summed:
                 bracket = bracket.sum(0, keepdim=True).expand(case.E, -1)
             for added, inner in itertools.product((False, True), repeat=2):
                 sums = f"{'own m' if own else 'one m'}, {'Σ_e′' if summed else 'e′ = e'}, {'added up' if added else 'a vector'}"
                 error = float("inf")
-                if fits:
+                if bracket is not None:
                     correction = (bracket.sum(1, keepdim=True) if added else bracket) * toy.alpha
                     error = parallel(correction.sum(1, keepdim=True).expand(C.shape) if inner else correction, C)
                 yield summed and (own or added), f"{KINDS[type(toy)]}: {form}, {sums}, {'·' if inner else '⊛'}", error
@@ -394,16 +319,3 @@ def read_4_52(case: Case) -> Readings:
         error = deviation(torch.where(chosen, corrected, branch), want) if fits else float("inf")
         found[f"otherwise {name}, m an {letter}, rank 1 the {order}"] = error
     return found
-
-
-def markdown(found: dict[Line, dict[str, list[float]]]) -> str:
-    """The readings of lines as a Markdown table: how many were tried, exist in some size, are right; which; the verdict."""
-    rows = ["| Eq. | Varied | Tried | Exist | Right | Which | Verdict |", "|" + "---|" * 7]
-    for entry, tried in found.items():
-        exist, holding = sum(min(errors) < float("inf") for errors in tried.values()), right(tried)
-        which = "<br>".join([f"`{name}`" for name in holding[:4]] + [f"and {len(holding) - 4} more"] * (len(holding) > 4))
-        rows.append(
-            f"| [({entry.number})]({link(entry.number)}) | {entry.varied} | {len(tried)} | {exist} | "
-            f"{len(holding)} | {which or 'none'} | {verdict(tried) if entry.printed else 'mended'} |"
-        )
-    return "\n".join(rows)

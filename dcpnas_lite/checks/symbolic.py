@@ -33,7 +33,8 @@ class Symbols:
     def __init__(self, E: int, M: int):
         self.E, self.M, self.edges, self.operations = E, M, range(E), range(M)
         self.alpha, self.delta, self.slope, self.start, self.psi = (_matrix(name, E, M) for name in ("a", "d", "s", "n", "p"))
-        self.L, self.g, self.eta1, self.eta2 = self.delta.T, _matrix("g", E, 1), *sympy.symbols("eta1 eta2")
+        self.L, self.g = self.delta.T, _matrix("g", E, 1)
+        self.eta1, self.eta2 = sympy.symbols("eta1 eta2")
         self.jacobian = [_matrix(f"J{k}", E, M) for k in self.operations]
         self.w = [sum(self.slope[e, m] * self.alpha[e, m] for e in self.edges) for m in self.operations]
 

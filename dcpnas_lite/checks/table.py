@@ -65,7 +65,7 @@ class Equation:
     verdict: str
     printed: str
     chapter: str
-    run: Callable[[], float | tuple[float, float]] = field(repr=False)
+    run: Callable[[Case], float | tuple[float, float]] = field(repr=False)
     functions: tuple[str, ...] = ()
     derived: str = ""
     reason: str = ""
@@ -74,14 +74,17 @@ class Equation:
     def check(self) -> Check:
         """Run the check on every problem, up to the first that fails; an exception inside it is a failure."""
         text = " ".join((self.run.__doc__ or "").split())  # without docstrings, python -OO, there are no words
-        must_fail, errors, discrepancies = self.verdict in ("corrected", "under an assumption"), [], []
+        must_fail = self.verdict in ("corrected", "under an assumption")
+        errors, discrepancies = list[float](), list[float]()
         for number in range(len(PROBLEMS)):
             try:
                 with initialised_by(torch.Generator().manual_seed(number)):
                     outcome = self.run(Case(number))
+                if isinstance(outcome, tuple) != must_fail:
+                    raise TypeError(f"{self.number}: expected {2 if must_fail else 1} errors of its check, got {outcome}")
             except Exception as problem:
                 return Check(False, float("inf"), f"{text} The check raised {type(problem).__name__}: {problem}".strip())
-            error, discrepancy = outcome if must_fail else (outcome, outcome)
+            error, discrepancy = outcome if isinstance(outcome, tuple) else (outcome, outcome)
             errors.append(error)
             discrepancies.append(discrepancy)
             if not (error <= self.exact and (discrepancy >= WRONG or not must_fail)):

@@ -15,9 +15,10 @@ Each problem brings a point ``alpha`` (E, M), ``w`` (M,) and an explicit respons
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(ABC):
     """What both readings share: ℓ, the point, the response, and what follows from them. Z is the number of products."""
 
     quadratic: Float[Tensor, "Z Z"]
@@ -42,6 +43,23 @@ class Toy:
     slope: Float[Tensor, "E M"]
     alpha: Float[Tensor, "E M"]
     w: Float[Tensor, " M"]
+    random: ClassVar[Callable[..., Toy]]  # (E, M, seed, …)
+
+    @abstractmethod
+    def products(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Float[Tensor, "*shape"]:
+        """z, what ℓ is a function of."""
+
+    @abstractmethod
+    def factor(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Float[Tensor, "*shape"]:
+        """L̃ of 4.44."""
+
+    @abstractmethod
+    def dL_dw(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
+        """∂L/∂w at fixed α."""
+
+    @abstractmethod
+    def dL_dalpha(self, alpha: Float[Tensor, "E M"], w: Float[Tensor, " M"]) -> Float[Tensor, "E M"]:
+        """∂L/∂α at fixed w."""
 
     def mixing(self, alpha: Float[Tensor, "E M"]) -> Float[Tensor, "E M"]:
         """What multiplies the weights: α itself, or its softmax in that variant of the mixture."""

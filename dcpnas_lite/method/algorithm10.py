@@ -7,6 +7,7 @@ calls the same ones and gives the same α, faster, and so that it can be stopped
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,7 +77,8 @@ def _weight_step(net, optimizer, x, y, soft, n: int, config) -> float:
 
 def _alpha_step(name: str, net, optimizer, train, validation, direction, n: int, config, rule) -> dict:
     """α^{t+1} = α^t − η₁ ∂L/∂α^t by Adam, corrected for the coupling of α and w by the rule (4.43, 4.50-4.53)."""
-    loss, d, gradient = _alpha_gradient(net, *validation, direction, n, config)
+    (x, y, soft), (u, v, judged) = train, validation
+    loss, d, gradient = _alpha_gradient(net, u, v, judged, direction, n, config)
     before = [a.detach().clone() for a in net.alphas()]
     for a, g in zip(net.alphas(), gradient, strict=True):
         a.grad = g.clone()
@@ -84,16 +86,15 @@ def _alpha_step(name: str, net, optimizer, train, validation, direction, n: int,
     after = [a.detach().clone() for a in net.alphas()]
     _set(net, before)  # the coupling belongs to α^t
 
-    def coupling() -> list[Tensor]:
-        (x, y, soft), (u, v, judged) = train, validation
+    def coupling(i: int) -> Tensor:
         by_weights = lambda call: objectives.weight_loss(net, call(x), y, soft, config.lam, config.mu)  # noqa: E731
         by_alphas = lambda call: objectives.alpha_loss(call(u), v, judged)  # noqa: E731
-        return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), config.weight_lr)
+        return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), config.weight_lr)[i]
 
     index = n - config.warmup * config.steps
     _set(net, [
-        apply(rule, ArchitectureStep(name, t, index, *parts, weight_norms(net, t), lambda i=i: coupling()[i]))
-        for i, (t, *parts) in enumerate(zip(net.alpha, before, after, gradient, strict=True))
+        apply(rule, ArchitectureStep(name, t, index, old, new, g, weight_norms(net, t), partial(coupling, i)))
+        for i, (t, old, new, g) in enumerate(zip(net.alpha, before, after, gradient, strict=True))
     ])  # fmt: skip
     return {"alpha_loss": loss, "distance": d} | {f"alpha/{t}": a.detach().clone() for t, a in net.alpha.items()}
 
@@ -122,7 +123,7 @@ def _direction(parent, validation: Split, steps: range, config) -> Tangent:
 
 def _soft_targets(parent, data: Data, steps: range, searching: bool, config) -> dict[tuple[int, int], Tensor]:
     """The Parent's logits of the Child's batches, by step and stream: 0 training, 1 validation images."""
-    soft, streams = {}, (0, 1) if searching else (0,)
+    soft, streams = dict[tuple[int, int], Tensor](), (0, 1) if searching else (0,)
     for first in range(0, len(steps), TEACHER_STEPS):
         keys = [(n, stream) for n in steps[first : first + TEACHER_STEPS] for stream in streams]
         images = [_batch((data.train, data.validation)[stream], n, stream, config)[0] for n, stream in keys]

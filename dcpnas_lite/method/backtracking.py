@@ -93,7 +93,7 @@ def weight_norms(network: Supernet, cell_type: str) -> Float[Tensor, " M"]:
     w_m is all convolution weights of the operation, β ∘ sign(w) where they are binarized. As in the source a pooling
     operation counts as w_m = 1/(3 × 3), the identity as 1, and none as 0.
     """
-    operations, kernels = network.space.operations, {}
+    operations, kernels = network.space.operations, dict[tuple, list]()
     count = torch.zeros(len(operations))
     for _, m, name, op in network.edge_operations(cell_type):
         count[m] += 1

@@ -102,5 +102,6 @@ def neighbours(space: Space, cell: Genotype) -> list[Genotype]:
                 others += [(name, i) for i in range(space.inputs + j) if i not in [i for _, i in edges]]
                 for edge in others:
                     changed = tuple(sorted([*edges[:k], edge, *edges[k + 1 :]], key=lambda e: e[1]))
-                    found.append(dataclasses.replace(cell, **{cell_type: (*nodes[:j], changed, *nodes[j + 1 :])}))
+                    cells = {cell_type: (*nodes[:j], changed, *nodes[j + 1 :])}
+                    found.append(dataclasses.replace(cell, **cells))  # type: ignore[arg-type]
     return found

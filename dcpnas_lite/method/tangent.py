@@ -123,12 +123,14 @@ def curvature_product(
     """
     sign = 1.0 if printed else -1.0
     if kind == "sampled":
+        if draw is None:
+            raise ValueError("draw: expected a function that draws a class for each image for 'sampled', got None")
         copies = [a.detach().expand(images, *a.shape).clone().requires_grad_() for a in alphas]
         out = logits(copies)
         value = gain(out)
         gradient = [c.sum(0) for c in torch.autograd.grad(value, copies, retain_graph=True)]
 
-        def product(v: Tangent) -> Tangent:
+        def product(v: Tangent, draw=draw) -> Tangent:
             drawn = draw(out.detach().softmax(1))
             scores = torch.autograd.grad(-nas_loss(out, drawn) * images, copies)
             return [sign * t for t in scores_product(scores, v)]

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,7 @@ def convolution(
     seen = []
     if kernel == 1 and stride == 2 and c_in < 8:  # channels last, torch's own (2.13, on a CPU) writes beyond its memory there
         seen, stride = [EverySecond()], 1
-    geometry = dict(stride=stride, padding=dilation * (kernel // 2), dilation=dilation, groups=groups)
+    geometry: Any = dict(stride=stride, padding=dilation * (kernel // 2), dilation=dilation, groups=groups)
     if binary:
         layers = [norm(c_in, affine), *seen, BinaryConv2d(c_in, c_out, kernel, **geometry), PReLU(c_out)]
         fits = max(c_in, c_out) % min(c_in, c_out) == 0

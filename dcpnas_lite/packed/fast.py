@@ -214,7 +214,7 @@ class Product:
 
     def _run(self, kernel, words: np.ndarray, last: int, kind: type, *of_filters: np.ndarray) -> np.ndarray:
         _, size, stride, dilation = self.geometry
-        out = np.empty((*_output(words, size, stride, dilation), last), kind)
+        out: np.ndarray = np.empty((*_output(words, size, stride, dilation), last), kind)
         work = out[..., 0].size * self.weights.size
         by_rows(kernel, self.threads, work, _rows(out), words, self.weights, self.geometry, *of_filters, out)
         return out
@@ -236,7 +236,8 @@ def depthwise(
 def planes(n: int, low: np.ndarray, high: np.ndarray, flip: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bounds on products of n signs as bounds on how many agree, in planes (5, V), and flip in words (V)."""
     agree = (low + n + 1) // 2, np.maximum((high + n) // 2, 0)
-    return *(pack(np.stack([bound >> k & 1 for k in range(PLANES)]).astype(bool)) for bound in agree), pack(flip)
+    least, most = (pack(np.stack([bound >> k & 1 for k in range(PLANES)]).astype(bool)) for bound in agree)
+    return least, most, pack(flip)
 
 
 def affine(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, threads: int = 1) -> np.ndarray:

@@ -74,6 +74,7 @@ def _product(step: dict, arrays: dict, how: How, then: tuple[str, dict] | None =
     n, filters, kernel, groups = (step[name] for name in ("n", "filters", "kernel", "groups"))
     stride, dilation, padding, value = (step[name] for name in ("stride", "dilation", "padding", "border"))
     weights = pack.pack(_bits(arrays["weight"], filters * kernel**2 * n).reshape(filters, kernel, kernel, n))
+    run: Callable
     if not how.fast:
         run = partial(pack.product, weights=weights, n=n, stride=stride, dilation=dilation)
     else:

@@ -8,6 +8,8 @@ Images have their channels last, (N, H, W, C), so that the bits of a pixel are n
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -58,7 +60,7 @@ def product(words: np.ndarray, weights: np.ndarray, n: int, stride: int = 1, dil
     """
     filters, kernel, _, width = weights.shape
     groups = words.shape[3]
-    differ = 0
+    differ: Any = 0
     for i, j, pixels in taps(words, kernel, stride, dilation):
         for v in range(width):  # (N, H', W', G, 1) against (G, O/G)
             weight = weights[:, i, j, v].reshape(groups, filters // groups)
@@ -71,7 +73,8 @@ def depthwise(words: np.ndarray, weights: np.ndarray, channels: int, stride: int
 
     A word holds 64 channels of one pixel, and so of one tap: the count runs over the taps, for all channels side by side.
     """
-    kernel, differ = len(weights), 0
+    kernel = len(weights)
+    differ: Any = 0
     for i, j, pixels in taps(words, kernel, stride, dilation):
         differ = differ + unpack(pixels ^ weights[i, j], channels).astype(np.int32)
     return kernel**2 - 2 * differ
