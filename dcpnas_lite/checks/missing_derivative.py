@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import einsum, nn
 
@@ -48,7 +50,7 @@ def check_4_43(case: Case):
         for respond in (responses.Explicit(toy.phi), responses.Unrolled(toy.loss, 0.1), responses.Implicit(toy.regularized)):
             w, jacobian = respond(toy.alpha, toy.w)
             C = trace.coupling(toy.dL_dw(toy.alpha, w), jacobian)
-            errors.append(deviation(C, coupling_of(toy, lambda alpha, r=respond, w=toy.w: r.weights(alpha, w))))
+            errors.append(deviation(C, coupling_of(toy, partial(respond.weights, w=toy.w))))
             alpha = toy.alpha.clone().requires_grad_()
             (total,) = torch.autograd.grad(toy.loss(alpha, respond.weights(alpha, toy.w)), alpha)
             errors.append(deviation(toy.dL_dalpha(toy.alpha, w) + C, total))
