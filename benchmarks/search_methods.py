@@ -169,6 +169,7 @@ def main() -> None:
     p.add_argument("--wide", type=int, metavar="N", help="N searches side by side")
     p.add_argument("--device", default="cpu", help="of --wide")
     p.add_argument("--workers", type=int, default=2, help="processes of one thread each, without --wide")
+    p.add_argument("--scheduler", metavar="tcp://HOST:8786", help="of a Dask cluster that searches, without --wide")
     p.add_argument("--collect", type=Path, metavar="TABLE", help="run nothing; write the finished searches of OUT to this table")
     p.add_argument("--tuning", action="store_true", help="collect: the searches with tuning seeds, and no others")
     args = p.parse_args()
@@ -192,7 +193,8 @@ def search_all(args: argparse.Namespace) -> None:
         for group in groups(jobs, args.wide):
             run(data, group, args.out, args.device)
         return
-    with contextlib.closing(pool.run(jobs, search_one, args.workers, partial(prepare, args.data, args.root))) as rows:
+    found = pool.run(jobs, search_one, args.workers, partial(prepare, args.data, args.root), scheduler=args.scheduler)
+    with contextlib.closing(found) as rows:
         for _, row in tqdm(rows, total=len(jobs), mininterval=5):
             table.append(args.out, row)
 
