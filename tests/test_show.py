@@ -292,22 +292,22 @@ def test_collapse_shows_entropy_skip_share_and_skip_edges(tmp_path, space):
     write_run(tmp_path, space, [0, 0, 1, 1, 0])
     history = FinishedSearch.load(tmp_path).history
     figure = plots.collapse(history, space)
-    rows = np.reshape(figure.axes, (len(space.cell_types), 3))
+    top, middle, bottom = figure.axes
     kept, skips = kept_edges(space), skip_edges(history, space)
-    for row, t in zip(rows, space.cell_types, strict=True):
+    for axis, equal in ((top, math.log(8)), (middle, 1 / 8), (bottom, kept / 7)):
+        np.testing.assert_allclose(axis.lines[0].get_ydata(), equal)
+        assert [(q.get_x(), q.get_x() + q.get_width()) for q in axis.patches] == [(1.5, 3.5)]
+        assert axis.get_ylabel() and axis.get_title() and len(axis.lines) == 1 + len(space.cell_types)
+    for number, t in enumerate(space.cell_types):
         p = torch.from_numpy(history[f"alpha/{t}"]).double().softmax(-1)
-        edges = -(p * p.log()).sum(-1), p[..., SKIP]
-        for axis, values, equal in zip(row[:2], edges, (math.log(8), 1 / 8), strict=True):
-            *thin, mean, reference = axis.lines
-            np.testing.assert_allclose(np.stack([line.get_ydata() for line in thin], 1), values)
-            np.testing.assert_allclose(mean.get_ydata(), values.mean(1))
-            np.testing.assert_allclose(reference.get_ydata(), equal)
-        np.testing.assert_array_equal(row[2].lines[1].get_ydata(), skips[t])
-        np.testing.assert_allclose(row[2].lines[2].get_ydata(), kept / 7)
-        for axis in row:
-            assert [(q.get_x(), q.get_x() + q.get_width()) for q in axis.patches] == [(1.5, 3.5)]
-            assert axis.get_ylabel() and axis.get_title()
-    assert all(axis.get_xlabel() == "architecture step" for axis in rows[-1])
+        for axis, values in ((top, -(p * p.log()).sum(-1)), (middle, p[..., SKIP])):
+            np.testing.assert_allclose(axis.lines[number + 1].get_ydata(), values.mean(1))
+            band = axis.collections[number].get_paths()[0].vertices
+            for step in range(len(values)):
+                heights = band[band[:, 0] == step, 1]
+                np.testing.assert_allclose([heights.min(), heights.max()], [values[step].min(), values[step].max()])
+        np.testing.assert_array_equal(bottom.lines[number + 1].get_ydata(), skips[t])
+    assert bottom.get_xlabel() == "architecture step" and not top.get_xlabel()
 
 
 def test_chance_line_is_the_mean_over_random_cells():
@@ -329,7 +329,7 @@ def test_mix_shows_every_share_and_frames_the_cell(tmp_path):
         framed = {(PAPER.edges[int(r.get_y() + 0.5)], OPERATIONS[int(r.get_x() + 0.5)]) for r in axis.patches}
         assert framed == {((i, j), name) for j, edges in enumerate(run.genotype.cells[t], 2) for name, i in edges}
         assert len(axis.patches) == 8
-        assert [x.get_text() for x in axis.get_xticklabels()][:3] == ["none", "skip", "dil 3×3"]
+    assert [x.get_text() for x in axis.get_xticklabels()][:3] == ["none", "skip", "dil 3×3"]  # the panels share them
 
 
 def test_mix_of_equal_shares_is_drawn():

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..network.supernet import Space
 
 PARENT, CHILD = "#0072B2", "#D55E00"
+CELL_COLOURS = "#009E73", "#CC79A7"  # of the normal and of the reduction cell
 
 #: Makes or saves a picture in matplotlib's own style, whatever the reader's is: TeX that is not installed, white on white.
 plain_style = matplotlib.style.context("default")
@@ -127,31 +128,36 @@ def _draw_cell(axis: Axes, inputs: int, last: int, arcs: list[tuple[str, int, in
 
 
 @plain_style
-def trajectories(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal") -> Figure:
+def trajectories(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal", columns: int = 5) -> Figure:
     """softmax(α) of every operation over the architecture steps, one panel per edge; the Child's phases have a grey ground.
 
-    Raises KeyError where `history` has no such cell type.
+    columns: at most so many panels beside each other. Raises KeyError where `history` has no such cell type.
     """
-    return _edges(shares(history[f"alpha/{cell_type}"]), np.asarray(history["network"]) == 1, space, "softmax(α)")
+    child = np.asarray(history["network"]) == 1
+    return _edges(shares(history[f"alpha/{cell_type}"]), child, space, "softmax(α)", columns)
 
 
 @plain_style
-def psi(history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal", network: str = "child") -> Figure:
+def psi(
+    history: Mapping[str, np.ndarray], space: Space, cell_type: str = "normal", network: str = "child", columns: int = 5
+) -> Figure:
     """ψ̃ of one network ("parent" or "child") over that network's architecture steps, one panel per edge.
 
-    Raises KeyError where the search learned no ψ̃ for this cell type, ValueError where it has no steps of this network.
+    columns: at most so many panels beside each other. Raises KeyError where the search learned no ψ̃ for this cell type,
+    ValueError where it has no steps of this network.
     """
     mine = np.asarray(history["network"]) == (network == "child")
     if network not in ("parent", "child") or not mine.any():
         raise ValueError(f"network: expected one that was searched, 'parent' or 'child', got {network!r}")
     values = history[f"psi/{cell_type}"][mine]
-    return _edges(values, np.zeros(len(values), bool), space, f"ψ̃ of the {network.capitalize()}")
+    return _edges(values, np.zeros(len(values), bool), space, f"ψ̃ of the {network.capitalize()}", columns)
 
 
-def _edges(values: Float[np.ndarray, "T E M"], shaded: np.ndarray, space: Space, ylabel: str) -> Figure:
-    columns = min(len(space.edges), 5)
+def _edges(values: Float[np.ndarray, "T E M"], shaded: np.ndarray, space: Space, ylabel: str, columns: int) -> Figure:
+    columns = min(len(space.edges), columns)
     rows = -(-len(space.edges) // columns)
-    figure, axes = canvas(rows, columns, max(2.0 * columns, 7.5), 1.9 * rows + 0.9, sharex=True, sharey=True)
+    width = 5.5 if columns == 1 else max(2.0 * columns, 7.5)
+    figure, axes = canvas(rows, columns, width, 1.9 * rows + 0.9, sharex=True, sharey=True)
     for e, axis in enumerate(axes.flat):
         if e >= len(space.edges):
             axis.set_axis_off()
@@ -168,7 +174,7 @@ def _edges(values: Float[np.ndarray, "T E M"], shaded: np.ndarray, space: Space,
     handles = axes.flat[0].get_legend_handles_labels()[0]
     if shaded.any():
         handles.append(Patch(color="#EEEEEE", label="Child's phases"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 if columns == 1 else 5, frameon=False, fontsize=8.5)
     return figure
 
 
@@ -199,13 +205,14 @@ def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 @plain_style
-def losses(history: Mapping[str, np.ndarray]) -> Figure:
+def losses(history: Mapping[str, np.ndarray], columns: int = 3) -> Figure:
     """The weight loss and the architecture loss of Parent and Child, and the tangent distance D, over the architecture steps.
 
-    The Parent's losses are L_NAS; a Child with a Parent has −G (+ μ L_R in the weight loss), one without has L_NAS.
+    The Parent's losses are L_NAS; a Child with a Parent has −G (+ μ L_R in the weight loss), one without has L_NAS. columns: 3
+    panels beside each other or, with 1, on top of each other.
     """
     child = np.asarray(history["network"]) == 1
-    figure, axes = canvas(1, 3, 9.0, 2.9)
+    figure, axes = canvas(3 // columns, columns, 9.0 if columns == 3 else 5.5, 2.9 if columns == 3 else 6.9)
     for axis, key, title in zip(axes.flat[:2], ("weight_loss", "alpha_loss"), ("loss of w", "loss of α"), strict=True):
         label_axis(axis, title, "architecture step", "loss")
         for mine, name, colour in ((~child, "Parent", PARENT), (child, "Child", CHILD)):
@@ -227,41 +234,43 @@ def losses(history: Mapping[str, np.ndarray]) -> Figure:
 
 @plain_style
 def collapse(history: Mapping[str, np.ndarray], space: Space) -> Figure:
-    """How decided α is and whether it runs into skip connections, over the architecture steps, one row per cell type.
+    """How decided α is and whether it runs into skip connections, over the architecture steps; a colour for each cell type.
 
-    Entropy of softmax(α) and the share of `skip_connect`: an edge is a thin line, the mean of the edges the thick one, and
-    dashed is α = 0, where all operations have the same share. Right: the edges with `skip_connect` in the cell that α stands
-    for at that step; dashed is their mean over cells drawn at random. The Child's phases have a grey ground.
+    Entropy of softmax(α) and the share of `skip_connect`: the line is the mean over the edges, the band goes from the lowest edge
+    to the highest, and dashed is α = 0, where all operations have the same share. Below: the edges with `skip_connect` in the
+    cell that α stands for at that step; dashed is their mean over cells drawn at random. The Child's phases have a grey ground.
     """
     shaded, m = np.asarray(history["network"]) == 1, len(space.operations)
     skips, kept = skip_edges(history, space), kept_edges(space)
-    offered, colour = SKIP in space.operations, REGISTRY["sep_conv_3x3"].colour
-    figure, axes = canvas(len(skips), 3, 9.0, 2.5 * len(skips) + 0.6, sharex=True)
-    for row, (cell_type, count) in zip(axes, skips.items(), strict=True):
-        alpha = history[f"alpha/{cell_type}"]
-        last = cell_type == space.cell_types[-1]
-        panels = (
-            ("entropy of softmax(α)", "nats", entropy(alpha), np.log(m)),
-            ("share of skip", "share", skip_share(alpha, space), offered / m),
-            ("edges with skip", f"of the {kept} edges", count[:, None], kept * offered / len(set(space.operations) - {"none"})),
-        )
-        for axis, (title, ylabel, values, equal) in zip(row, panels, strict=True):
-            label_axis(axis, f"{title}, {_cell_name(cell_type)}", "architecture step" if last else "", ylabel)
-            _shade(axis, shaded)
-            style = dict(color=colour, marker=_marker(values), drawstyle="steps-mid" if axis is row[2] else "default")
-            axis.plot(values, lw=0.7, alpha=0.45, **style)
-            axis.plot(values.mean(1), lw=2.2, **style)
-            axis.axhline(equal, color="black", lw=1.2, ls="--")
-            _whole_steps(axis)
-        row[2].set_ylim(-0.2, kept + 0.2)
-        row[2].yaxis.get_major_locator().set_params(integer=True)
+    offered, chance = SKIP in space.operations, 1 / len(set(space.operations) - {"none"})
+    figure, axes = canvas(3, 1, 5.5, 7.2, sharex=True)
+    top, middle, bottom = axes.flat
+    for axis, title, ylabel, equal in (
+        (top, "entropy of softmax(α)", "nats", np.log(m)),
+        (middle, "share of skip", "share", offered / m),
+        (bottom, "edges with skip", f"of the {kept} edges", kept * offered * chance),
+    ):
+        label_axis(axis, title, "architecture step" if axis is bottom else "", ylabel)
+        _shade(axis, shaded)
+        axis.axhline(equal, color="black", lw=1.2, ls="--", zorder=3)
+    for number, cell_type in enumerate(space.cell_types):
+        alpha, style = history[f"alpha/{cell_type}"], dict(color=CELL_COLOURS[number], lw=2.6 - 1.2 * number)
+        for axis, values in ((top, entropy(alpha)), (middle, skip_share(alpha, space))):
+            steps = np.arange(len(values))
+            axis.fill_between(steps, values.min(1), values.max(1), color=style["color"], alpha=0.25, lw=0)
+            axis.plot(steps, values.mean(1), marker=_marker(values), **style)
+        bottom.plot(skips[cell_type], drawstyle="steps-mid", marker=_marker(skips[cell_type]), **style)
+    for axis in axes.flat:
+        _whole_steps(axis)
+    bottom.set_ylim(-0.2, kept + 0.2)
+    bottom.yaxis.get_major_locator().set_params(integer=True)
     handles = [
-        Line2D([], [], color=colour, lw=0.7, alpha=0.45, label="an edge"),
-        Line2D([], [], color=colour, lw=2.2, label="mean of the edges; right: the cell"),
-        Line2D([], [], color="black", lw=1.2, ls="--", label="equal shares; right: random cells"),
+        *(Line2D([], [], color=c, lw=2.6, label=_cell_name(t)) for c, t in zip(CELL_COLOURS, space.cell_types, strict=False)),
+        Patch(color="#777777", alpha=0.25, label="lowest to highest edge"),
+        Line2D([], [], color="black", lw=1.2, ls="--", label="equal shares; below: random cells"),
         *([Patch(color="#EEEEEE", label="Child's phases")] if shaded.any() else []),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -274,24 +283,24 @@ def mix(alphas: Mapping[str, np.ndarray], space: Space, genotype: Genotype | Non
     values = {t: 100 * shares(alphas[t]) for t in space.cell_types}
     equal = 100 / len(space.operations)
     span = max(*(np.abs(v - equal).max() for v in values.values()), 1e-9)
-    height = 0.27 * len(space.edges) + 1.6
-    figure, axes = canvas(1, len(values), 4.6 * len(values), height, sharey=True)
+    height = 0.3 * len(space.edges) + 0.6
+    figure, axes = canvas(len(values), 1, 5.6, height * len(values) + 0.8, sharex=True)
     for axis, (cell_type, share) in zip(axes.flat, values.items(), strict=True):
         picture = axis.imshow(share, cmap="PuOr", vmin=equal - span, vmax=equal + span, aspect="auto")
         for (e, m), value in np.ndenumerate(share):
             dark = abs(value - equal) > 0.6 * span
-            axis.text(m, e, f"{value:.1f}", ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+            axis.text(m, e, f"{value:.1f}", ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
         for of, source, target, name in genotype.edges() if genotype else ():
             if of == cell_type:
                 corner = space.operations.index(name) - 0.5, space.edges.index((source, target)) - 0.5
-                axis.add_patch(Rectangle(corner, 1, 1, fill=False, lw=1.8, edgecolor="black"))
+                axis.add_patch(Rectangle(corner, 1, 1, fill=False, lw=1.8, edgecolor="black", clip_on=False))
         axis.set_title(_cell_name(cell_type), fontsize=10)
         names = [label(name).replace(" conv", "").replace(" pool", "") for name in space.operations]
-        axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
-        axis.set_yticks(range(len(space.edges)), [f"{i} → {j}" for i, j in space.edges], fontsize=8)
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=9)
+        axis.set_yticks(range(len(space.edges)), [f"{i} → {j}" for i, j in space.edges], fontsize=9)
+        axis.set_ylabel("edge")
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-    axes.flat[0].set_ylabel("edge")
-    bar = figure.colorbar(picture, ax=axes, label="softmax(α) in %", shrink=0.8)
-    bar.ax.set_ylim(max(0, equal - span))  # the colours are centred on 1/M, but there are no negative shares
+    bar = figure.colorbar(picture, ax=axes, label="softmax(α) in %", location="bottom", shrink=0.8, aspect=35, pad=0.01)
+    bar.ax.set_xlim(max(0, equal - span))  # the colours are centred on 1/M, but there are no negative shares
     return figure
