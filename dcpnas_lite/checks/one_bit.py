@@ -32,6 +32,16 @@ def _window(x: Tensor) -> Tensor:
     return torch.autograd.functional.vjp(binarize.sign, x, torch.ones_like(x))[1]
 
 
+def _through_the_scale(w: Tensor, g: Tensor) -> Tensor:
+    """∂L/∂w of one filter through β b, both of which depend on w, by autograd."""
+    return torch.autograd.functional.vjp(lambda w: binarize.scale(w[None])[0] * binarize.sign(w), w, g)[1]
+
+
+def _inside(w: Tensor) -> Tensor:
+    """β times the window of 4.35."""
+    return w.abs().mean() * (w.abs() <= 1)
+
+
 @chapter.row(
     "4.22",
     "One-bit convolution",
@@ -137,6 +147,23 @@ def check_4_34(case: Case):
     derived = printed + through_beta + mu * 2 * (w - beta * b) * (1 - beta * window)
     (gradient,) = torch.autograd.grad(loss, conv.weight)
     return deviation(gradient, derived), deviation(printed, derived)
+
+
+chapter.exercise(
+    "4.34 scale",
+    "w (entries), g (entries) -> (entries)",
+    "gradient of one filter through β b with β = mean |w|, given g = ∂L/∂(β b)",
+    _through_the_scale,
+    {
+        "the sum over the filter missing, only its own term": lambda w, g: g / len(w) + g * _inside(w),
+        "β taken for a constant": lambda w, g: g * _inside(w),
+        "the path through β alone": lambda w, g: binarize.sign(w) * (g * binarize.sign(w)).mean(),
+        "window missing": lambda w, g: binarize.sign(w) * (g * binarize.sign(w)).mean() + g * w.abs().mean(),
+        "sum instead of mean": lambda w, g: binarize.sign(w) * (g @ binarize.sign(w)) + g * _inside(w),
+        "g summed without the signs": lambda w, g: binarize.sign(w) * g.mean() + g * _inside(w),
+        "sign of the weight missing": lambda w, g: (g * binarize.sign(w)).mean() + g * _inside(w),
+    },
+)
 
 
 @chapter.row(
