@@ -15,6 +15,7 @@ from . import (
     full_search,
     learning_psi,
     missing_derivative,
+    objectives,
     one_bit,
     packed_words,
     perturbation,
@@ -22,6 +23,7 @@ from . import (
     tangent_propagation,
     trace_product,
     trace_to_update,
+    whole_search,
 )
 from .mutation import score
 from .table import EXACT, KINDS, PROOFS, VERDICTS, WRONG, Check, Equation, link
@@ -32,12 +34,14 @@ __all__ += ["RUNS", "markdown_errata", "markdown_glance", "markdown_index", "run
 CHAPTERS = tuple(
     module.chapter
     for module in (
+        whole_search,
         coupled_objective,
         missing_derivative,
         dividing,
         trace_product,
         trace_to_update,
         one_bit,
+        objectives,
         tangent_propagation,
         learning_psi,
         full_search,
