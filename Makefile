@@ -1,4 +1,4 @@
-# make book | pdf | test | test-lowest | test-newest | search | notebooks | wheel | serve | lint | clean
+# make book | pdf | test | test-lowest | test-newest | search | notebooks | wheel | student | serve | lint | clean
 #
 # The first run makes .venv and installs requirements.txt into it; later runs install nothing until that file,
 # requirements-tests.txt or pyproject.toml changes. Another Python: make PYTHON=python3.12 book
@@ -16,7 +16,7 @@ RUN := runs/micro
 
 TESTS := pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
 
-.PHONY: help book pdf test test-lowest test-newest search notebooks wheel serve lint clean
+.PHONY: help book pdf test test-lowest test-newest search notebooks wheel student serve lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make search       search a cell on the embedded digits, then train it three times with one bit"
 	@echo "make notebooks    execute every notebook again, in place"
 	@echo "make wheel        build the package into dist/, to be put beside a notebook"
+	@echo "make student      copies of the notebooks without solutions, and the package, in dist/student"
 	@echo "make serve        show the built book at http://127.0.0.1:$(PORT)"
 	@echo "make lint         check the types of the package and the style of all Python code"
 	@echo "make clean        remove the built book (virtual environments stay)"
@@ -89,6 +90,9 @@ wheel: $(INSTALLED)
 	@rm -rf dist
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	@echo "The wheel is built: put $$(ls dist/*.whl) beside the notebook and run its first cell"
+
+student: wheel
+	@$(BIN)/python tools/student.py dist/student --wheel dist/*.whl
 
 pdf: $(BUILT)
 	$(BIN)/python tools/pdf.py _build/book.pdf
