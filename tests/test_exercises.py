@@ -19,6 +19,7 @@ from dcpnas_lite.checks import lab
 PATHS = sorted((Path(__file__).parents[1] / "book").glob("[01][0-9]-*.ipynb"))
 CALL = re.compile(r'lab\.check\("([^"]+)", (\w+)\)')
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+GENERAL = set(lab._general(lab.EXERCISES["4.49"]))
 TINY = dcp.SearchConfig(channels=2, layers=1, batch=8, rounds=1, steps=1, warmup=0)
 
 
@@ -39,20 +40,33 @@ def solutions(cells) -> list[str]:
     return [block for part in folded for block in BLOCK.findall(part.partition("</details>")[0])]
 
 
+def page(path: Path) -> str:
+    """All cells of a notebook, one after the other."""
+    return "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+
+
 def defines(source: str, function: str) -> bool:
     return re.search(rf"^def {function}\(", source, re.MULTILINE) is not None
 
 
+def code(cells) -> list[str]:
+    """The code cells as Python: the first one, which `tools/notebooks.py setup` writes, has lines that are none."""
+    return [cell.source for cell in cells if cell.cell_type == "code" and "%matplotlib inline" not in cell.source]
+
+
+def imported(cells) -> str:
+    """What a chapter imports, wherever: all that a stub may count on."""
+    nodes = (node for source in code(cells) for node in ast.parse(source).body)
+    return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
+
+
 def exercises(path: Path) -> list[Exercise]:
     cells = nbformat.read(path, as_version=4).cells
-    imports = [cell.source for cell in cells if cell.cell_type == "code"][1]
-    found = []
+    found, imports = [], imported(cells)
     for i, cell in enumerate(cells):
         for equation, function in CALL.findall(cell.source) if cell.cell_type == "code" else ():
             stub = next(c for c in reversed(cells[: i + 1]) if c.cell_type == "code" and defines(c.source, function))
-            found.append(
-                Exercise(equation, function, stub.metadata.get("tags", []), stub.source, solutions(cells[i:]), imports)
-            )
+            found.append(Exercise(equation, function, stub.metadata.get("tags", []), stub.source, solutions(cells[i:]), imports))
     return found
 
 
@@ -60,9 +74,11 @@ ALL = {f"{path.stem[:2]}: {e.equation} {e.function}": e for path in PATHS for e 
 
 
 def function(exercise: Exercise, source: str):
+    """What a stub or a solution defines; what it does with the chapter's variables besides is not run."""
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
     names: dict = {}
     exec(exercise.imports, names)
-    exec(source, names)
+    exec("\n\n".join(ast.unparse(node) for node in ast.parse(source).body if isinstance(node, kinds)), names)
     return names[exercise.function]
 
 
@@ -82,17 +98,37 @@ def test_solution_passes(exercise):
 
 @pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)
 def test_tag_names_the_check(exercise):
-    named = [tag.removeprefix("exercise:") for tag in exercise.tags if tag.startswith("exercise:")]
-    assert named in ([], [exercise.equation])
+    """With the heading, the stub and the check in this order: see test_exercises_have_one_form of the notebooks."""
+    assert [tag.removeprefix("exercise:") for tag in exercise.tags if tag.startswith("exercise:")] == [exercise.equation]
+
+
+@pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)
+def test_three_slips_besides_the_stubs_are_named(exercise):
+    """Wrong answers of its own, not only those that every exercise has; each is refused by its name."""
+    own = [name for name in lab.mutants(exercise.equation) if name not in GENERAL]
+    named = 0
+    for name in own:
+        with pytest.raises(lab.CheckFailed) as failure:
+            lab.check(exercise.equation, lab.mutants(exercise.equation)[name])
+        named += failure.value.slip == name
+    assert named >= 3, f"{exercise.equation}: {named} of {own} are called by name"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+def test_every_exercise_has_a_solution_and_every_check_a_hint(path):
+    parts = re.split(r"^### (?=Exercise )", page(path), flags=re.MULTILINE)[1:]
+    for part in parts:
+        title = part.partition("\n")[0]
+        assert "<details><summary>Solution</summary>" in part, title
+        assert "lab.check(" not in part or "<details><summary>Hint</summary>" in part, f"{title}: no hint"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 def test_three_to_five_solutions_that_know_their_names(path, tmp_path):
     cells = nbformat.read(path, as_version=4).cells
     assert 3 <= sum(cell.source.count("<summary>Solution") for cell in cells if cell.cell_type == "markdown") <= 5
-    code = [cell.source for cell in cells if cell.cell_type == "code"][1:]
     file = tmp_path / "chapter.py"
-    file.write_text("\n\n".join(code + solutions(cells)))
+    file.write_text("\n\n".join(code(cells) + solutions(cells)))
     ruff = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--isolated", "--select=E9,F821", file], capture_output=True, text=True
     )
@@ -104,8 +140,8 @@ def rules() -> dict[str, tuple[str, str, str]]:
     found = {}
     for path in PATHS:
         cells = nbformat.read(path, as_version=4).cells
-        imports, *code = [c.source for c in cells if c.cell_type == "code"][1:]  # the first cell has lines that are no Python
-        for source in [imports, *code, *solutions(cells)]:
+        imports = imported(cells)
+        for source in code(cells) + solutions(cells):
             for node in ast.parse(source).body:
                 if isinstance(node, ast.FunctionDef) and [a.arg for a in node.args.args] == ["step"]:
                     text = ast.get_source_segment(source, node)

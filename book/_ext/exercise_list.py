@@ -74,7 +74,8 @@ def table(app: Sphinx, docname: str) -> list[nodes.Node]:
     head = nodes.thead("", nodes.row("", *(cell(nodes.Text(name)) for name in COLUMNS)))
     body = nodes.tbody()
     for chapter, anchor, title, level, minutes, check in listed:
-        number, target = chapter[:2].lstrip("0"), make_refnode(app.builder, docname, chapter, anchor, nodes.inline("", "", *title))
+        number, shown = chapter[:2].lstrip("0"), nodes.inline("", "", *title)
+        target = make_refnode(app.builder, docname, chapter, anchor, shown)
         to_chapter = make_refnode(app.builder, docname, chapter, "", nodes.Text(number), f"chapter {number}")
         name = nodes.literal(check, check) if check else nodes.Text("–")
         cells = cell(to_chapter), cell(target), cell(nodes.Text(level)), cell(nodes.Text(str(minutes))), cell(name)
