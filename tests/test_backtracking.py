@@ -282,15 +282,18 @@ def test_tau_is_how_many_operations_are_left_out(tau, columns):
     [
         (lambda: Learned("row"), "shape: expected one of scalar, operation, edge, full, got 'row'"),
         (lambda: Learned(absolute=1), "absolute: expected True or False, got 1"),
-        (lambda: Learned(eta=float("nan")), "eta: expected a finite number, got nan"),
-        (lambda: Learned(eta="0.1"), "eta: expected a finite number, got '0.1'"),
-        (lambda: Learned(eta_psi=float("inf")), "eta_psi: expected a finite number, got inf"),
+        (lambda: Learned(eta=float("nan")), "eta: expected a finite number of at least 0, got nan"),
+        (lambda: Learned(eta="0.1"), "eta: expected a finite number of at least 0, got '0.1'"),
+        (lambda: Learned(eta_psi=float("inf")), "eta_psi: expected a finite number of at least 0, got inf"),
+        (lambda: Learned(eta=-1), "eta: expected a finite number of at least 0, got -1"),
+        (lambda: Learned(eta_psi=-0.1), "eta_psi: expected a finite number of at least 0, got -0.1"),
+        (lambda: Refreshed(5, -1), "eta: expected a finite number of at least 0, got -1"),
         (lambda: Learned(psi=True), "psi: expected a finite number, got True"),
         (lambda: Learned(tau=-1), "tau: expected an integer of at least 0, got -1"),
         (lambda: Learned(tau=4.0), "tau: expected an integer of at least 0, got 4.0"),
         (lambda: Refreshed(0), "every: expected an integer of at least 1, got 0"),
         (lambda: Refreshed(2.5), "every: expected an integer of at least 1, got 2.5"),
-        (lambda: Refreshed(eta=None), "eta: expected a finite number, got None"),
+        (lambda: Refreshed(eta=None), "eta: expected a finite number of at least 0, got None"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

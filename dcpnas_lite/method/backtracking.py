@@ -181,7 +181,7 @@ class Learned:
             if type(value) is not bool:
                 raise ValueError(f"{name}: expected True or False, got {value!r}")
         self.shape, self.absolute, self.printed, self.tau = shape, absolute, printed, integer("tau", tau, 0)
-        self.eta, self.eta_psi, self.start = number("eta", eta), number("eta_psi", eta_psi), number("psi", psi)
+        self.eta, self.eta_psi, self.start = number("eta", eta, 0), number("eta_psi", eta_psi, 0), number("psi", psi)
         self.psi: dict[str, Tensor] = {}  # by "network/cell type"
         self.last: dict[str, dict[str, Tensor]] = {}  # α^t, α^{t+1}, the chosen operations and α̃^{t+1} of the last step
 
@@ -223,7 +223,7 @@ class Refreshed:
     """
 
     def __init__(self, every: int = 5, eta: float = 0.1):
-        self.every, self.eta = integer("every", every, 1), number("eta", eta)
+        self.every, self.eta = integer("every", every, 1), number("eta", eta, 0)
         self.correction: dict[str, Tensor] = {}
 
     def __call__(self, step: ArchitectureStep) -> Float[Tensor, "E M"]:
