@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def printed(folder) -> list[str]:
             (folder / mark.removeprefix("file ")).write_text(text, encoding="utf8")
         elif kind == "bash":
             script += [text, f'echo "{END}"']
+    settings["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # the same Python
     environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | settings
     done = subprocess.run(["bash", "-c", "\n".join(script)], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

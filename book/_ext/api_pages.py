@@ -7,7 +7,7 @@ Docstrings are plain text: `as_text` escapes what reStructuredText would take fo
 lines as they are written, and makes every number 4.20 to 4.53 a link to the equation.
 
 On every other page a literal such as ``dcp.search``, ``trace.update`` or ``method/tangent.py`` links to its entry, the first time
-that a section has it. A literal that fits two entries stays as it is.
+that a section has it. A literal that fits two entries stays as it is, and so does a bare name in an exercise: it is the reader's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from sphinx.application import Sphinx
 from sphinx.util.nodes import make_refnode
 
 import dcpnas_lite
+from dcpnas_lite.checks import lab
+from dcpnas_lite.derivation import responses, toys, trace
+from dcpnas_lite.method import backtracking
 
 ROOT = Path(dcpnas_lite.__file__).parent
 ROOM = re.compile(r"^<!-- room (\w+) -->$", re.MULTILINE)
@@ -48,7 +51,7 @@ def sections(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put a room's modules in the place of its mark."""
 
     def written(found: re.Match) -> str:
-        return "\n".join(SECTION.format(name=f"`{m.removeprefix('dcpnas_lite.')}`", module=m) for m in modules(found[1]))
+        return "\n".join(SECTION.format(name=m.removeprefix("dcpnas_lite."), module=m) for m in modules(found[1]))
 
     source[0] = ROOM.sub(written, source[0])
     if NAMES in source[0]:
@@ -100,6 +103,16 @@ def public_names() -> str:
     return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 
+def signature(app: Sphinx, what: str, name: str, thing: object, options: object, arguments: str | None, returns: str | None):
+    """Shapes of one axis without the blank that they need in the code: `Float[Tensor, ' M']`."""
+    return tuple(text and text.replace("' ", "'") for text in (arguments, returns))
+
+
+def left_out(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: object) -> bool | None:
+    """Fields of a named tuple, of which Python says no more than their number."""
+    return True if (thing.__doc__ or "").startswith("Alias for field number") else None
+
+
 def docstring(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     lines[:] = as_text(lines)
 
@@ -119,21 +132,23 @@ def names(app: Sphinx) -> dict[str, tuple[str, str, str] | None]:
         words = full.split(".")
         for first in range(len(words) - 1):
             enter(".".join(words[first:]), entry)
-        if words[-1][:1].isupper():  # a class is known by its name alone
+        if words[-1][:1].isupper() or "_" in words[-1].strip("_"):  # a class, and a name of two words, is known by itself
             enter(words[-1], entry)
         if found.objtype == "module":
             path = "/".join(words) + ".py"
             enter(path, entry)
             enter(path.removeprefix("dcpnas_lite/"), entry)
-    for public, room in (dcpnas_lite._ROOMS | dcpnas_lite._MODULES).items():
-        full = f"dcpnas_lite.{room}" + ("" if public in dcpnas_lite._MODULES else f".{public}")
-        if known.get(full):
-            known[f"dcp.{public}"] = known[full]
-            known[f"dcpnas_lite.{public}"] = known[full]
-    for short in ("lab", "trace", "toys", "responses"):  # modules that chapters import by name
-        for full, found in app.env.get_domain("py").objects.items():
-            if full.endswith(f".{short}") and found.objtype == "module":
-                known[short] = (found.docname, found.node_id, full)
+    for public in dcpnas_lite.__all__:
+        thing = getattr(dcpnas_lite, public)
+        room = (dcpnas_lite._ROOMS | dcpnas_lite._MODULES)[public]
+        full = getattr(thing, "__module__", f"dcpnas_lite.{room}") + f".{getattr(thing, '__qualname__', public)}"
+        entry = known.get(thing.__name__ if public in dcpnas_lite._MODULES else full)
+        if entry:
+            known[f"dcp.{public}"] = known[f"dcpnas_lite.{public}"] = entry
+    for module in (lab, trace, toys, responses, backtracking):  # modules that chapters import by name
+        known[module.__name__.rpartition(".")[2]] = known.get(module.__name__)
+    for short, full in {"lab.compare": "report.compare.compare", "rules": "method.backtracking"}.items():
+        known[short] = known.get(full)
     return known
 
 
@@ -143,23 +158,29 @@ def section_of(node: nodes.Node) -> nodes.Node | None:
     return node
 
 
+def inside(node: nodes.Node, kinds) -> bool:
+    while node is not None and not isinstance(node, kinds):
+        node = node.parent
+    return node is not None
+
+
 def link_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Link the literals of a page to the entries that they name."""
     known, done = app.env.__dict__.setdefault("api_names", {}), set()
     if not known:
         known.update(names(app))
     for literal in list(doctree.findall(nodes.literal)):
-        held = literal.parent
-        while held is not None and not isinstance(held, nodes.reference | nodes.title | nodes.term):
-            held = held.parent
         text = re.sub(r"\(.*\)$", "", literal.astext().strip(), flags=re.DOTALL)
         entry = known.get(text)
-        if held is None and entry and not (entry[0] == docname and docname.startswith("api")):
-            place = (id(section_of(literal)), entry[2])
-            if place not in done:
-                done.add(place)
-                link = make_refnode(app.builder, docname, entry[0], entry[1], literal.deepcopy(), entry[2])
-                literal.replace_self(link)
+        if not entry or inside(literal, nodes.reference | nodes.title | nodes.term):
+            continue
+        section = section_of(literal)
+        own = docname.startswith("api") and entry[0] == docname
+        exercise = isinstance(section, nodes.section) and section[0].astext().startswith("Exercise ")
+        if own or (exercise and "." not in text) or (id(section), entry[2]) in done:
+            continue
+        done.add((id(section), entry[2]))
+        literal.replace_self(make_refnode(app.builder, docname, *entry[:2], literal.deepcopy(), entry[2]))
 
 
 def forget(app: Sphinx, env, *_) -> None:
@@ -181,6 +202,8 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("config-inited", options)
     app.connect("source-read", sections)
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-skip-member", left_out)
     app.connect("env-updated", forget)
     app.connect("doctree-resolved", link_code)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -15,7 +15,7 @@ from sphinx.util.nodes import make_refnode
 
 HEADING = re.compile(r"Exercise (\d+): (.+) \((easy|medium|hard|open), (\d+) minutes\)")
 CHECK = re.compile(r'lab\.check\("([^"]+)"')
-COLUMNS = {"Ch.": 6, "Exercise": 44, "Level": 12, "Minutes": 10, "Check": 28}
+COLUMNS = {"Ch.": 6, "Exercise": 44, "Level, time": 22, "Check": 28}
 
 
 class ExerciseList(nodes.General, nodes.Element):
@@ -78,7 +78,7 @@ def table(app: Sphinx, docname: str) -> list[nodes.Node]:
         target = make_refnode(app.builder, docname, chapter, anchor, shown)
         to_chapter = make_refnode(app.builder, docname, chapter, "", nodes.Text(number), f"chapter {number}")
         name = nodes.literal(check, check) if check else nodes.Text("–")
-        cells = cell(to_chapter), cell(target), cell(nodes.Text(level)), cell(nodes.Text(str(minutes))), cell(name)
+        cells = cell(to_chapter), cell(target), cell(nodes.Text(f"{level}, {minutes} min")), cell(name)
         body += nodes.row("", *cells)
     columns = [nodes.colspec(colwidth=width) for width in COLUMNS.values()]
     grid = nodes.table("", nodes.tgroup("", *columns, head, body, cols=len(COLUMNS)), classes=["exercise-list"])
