@@ -34,7 +34,7 @@ help:
 	@echo "make clean        remove the built book (virtual environments stay)"
 	@echo
 	@echo "One notebook      $(BIN)/python tools/notebooks.py execute book/06-from-trace-to-update.ipynb"
-	@echo "and its tests     $(BIN)/python -m pytest tests/test_notebooks.py tests/test_exercises.py -k 07-from"
+	@echo "and its tests     $(BIN)/python -m pytest tests/test_notebooks.py tests/test_exercises.py -k 06-from"
 
 # $(call environment,FOLDER,VARIABLE): a virtual environment of the Python that the variable names.
 define environment

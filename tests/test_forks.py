@@ -77,7 +77,7 @@ def test_make_help_names_every_target_and_how_to_test_one_notebook():
     for text in (shown, read("CONTRIBUTING.md")):
         (notebook,) = set(re.findall(r"tools/notebooks.py execute (\S+ipynb)", text)) - {"book/NN-name.ipynb"}
         assert (ROOT / notebook).is_file()
-        assert "pytest tests/test_notebooks.py tests/test_exercises.py -k 07-from" in text
+        assert "pytest tests/test_notebooks.py tests/test_exercises.py -k 06-from" in text
 
 
 def test_make_wheel_is_what_the_first_cell_asks_for(tmp_path):
