@@ -2,7 +2,8 @@
 
 `signatures()` lists what can be checked and how the function is called; `mutants("4.49")` lists wrong versions that the
 check is known to catch, and by which it names a slip. A bare number is the line as printed, "4.49 derived" the corrected one; a
-third word names a part. The bare number may also be written as one, 4.49. `progress()` shows what has passed.
+third word names a part; other names are of exercises that no equation belongs to. The bare number may also be written as one,
+4.49. `progress()` shows what has passed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from .. import files
 from ..report.compare import compare as compare
 from .equations import CHAPTERS
+from .table import PAGES as HOME
 from .table import SIZES, Exercise
 
 TOLERANCE = 1e-9
@@ -102,7 +104,7 @@ def progress() -> None:
     cannot be written, ValueError where something else has its name.
     """
     done = _keep()
-    for stem in dict.fromkeys(PAGES.values()):
+    for stem in sorted(set(PAGES.values())):
         names = [name for name in EXERCISES if PAGES[name] == stem]
         passed, to_do = (", ".join(name for name in names if (name in done) == has) or "–" for has in (True, False))
         print(f"chapter {int(stem[:2])}  passed: {passed}\n           to do: {to_do}")
@@ -153,11 +155,13 @@ def _slip(exercise: Exercise, fn: Callable) -> str | None:
 
 
 def _told(equation: str, slip: str | None) -> str:
-    """The slip in words and where the book has the equation."""
+    """The slip in words and where the book has the equation, or what an exercise without a number is about."""
+    if not slip:
+        return ""
     number, _, part = equation.partition(" ")
-    line = f"({number}′)" if part == "derived" else f"({number})"
     words = {"negated": "the sign", "zero": "0 everywhere"}.get(slip, slip)
-    return f". The slip: {words}. See {line} in chapter {int(PAGES[equation][:2])}" if slip else ""
+    line = (f"({number}′)" if part == "derived" else f"({number})") + " in " if number in HOME else ""
+    return f". The slip: {words}. See {line}chapter {int(HOME.get(number, PAGES[equation])[:2])}"
 
 
 def _general(exercise: Exercise) -> dict[str, Callable]:
