@@ -105,6 +105,22 @@ chapter.exercise(
 )
 
 
+chapter.exercise(
+    "4.44 shortest",
+    "dL_dw (M), alpha (E, M) -> (M, E)",
+    "the shortest L̃ of the elementwise reading: ∂L/∂w_m = (L̃ α)_{m,m}",
+    lambda g, a: (a * g / a.square().sum(0)).T,
+    {
+        "transposed": lambda g, a: a * g / a.square().sum(0),
+        "an equal share for every edge": lambda g, a: (g / a).T / len(a),
+        "divided element by element": lambda g, a: (g / a).T,
+        "divided by the norm, not its square": lambda g, a: (a * g / a.norm(dim=0)).T,
+        "multiplied, not divided": lambda g, a: (a * g).T,
+        "normalised along the edge": lambda g, a: (a * g / a.square().sum(1, keepdim=True)).T,
+    },
+)
+
+
 @chapter.row(
     "4.45",
     "The loss gradient as a trace",
