@@ -51,7 +51,7 @@ def sections(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put a room's modules in the place of its mark."""
 
     def written(found: re.Match) -> str:
-        return "\n".join(SECTION.format(name=m.removeprefix("dcpnas_lite."), module=m) for m in modules(found[1]))
+        return "\n".join(SECTION.format(name=m.rpartition(".")[2], module=m) for m in modules(found[1]))
 
     source[0] = ROOM.sub(written, source[0])
     if NAMES in source[0]:
