@@ -22,7 +22,7 @@ CHAPTERS = sorted((ROOT / "book").glob("[01][0-9]-*.ipynb"))
 
 
 def test_every_module_is_on_one_page():
-    shown = [module for text in PAGES.values() for room in api_pages.ROOM.findall(text) for module in api_pages.modules(room)]
+    shown = [module for text in PAGES.values() for room in api_pages.ROOM.findall(text) for module in api_pages.modules(*room)]
     assert len(shown) == len(set(shown))
     package = ROOT / "dcpnas_lite"
     present = {".".join(("dcpnas_lite", *path.relative_to(package).with_suffix("").parts)) for path in package.rglob("*.py")}

@@ -1,7 +1,7 @@
 """The package's reference, written from its docstrings when the book is built, and links to it from the code words of the text.
 
-A page that holds the line ``<!-- room NAME -->`` gets one section for every module of ``dcpnas_lite.NAME``: what the module
-says of itself, then its public functions and classes with shapes, each with a link to its source. So there is no list to keep.
+A page that holds the line ``<!-- room NAME FIRST … -->`` gets one section for every module of ``dcpnas_lite.NAME``: what it says
+of itself, then its public functions and classes with shapes, each with a link to its source. So there is no list to keep.
 
 Docstrings are plain text: `as_text` escapes what reStructuredText would take for a mark, keeps paragraphs, lists and indented
 lines as they are written, and makes every number 4.20 to 4.53 a link to the equation.
@@ -25,7 +25,7 @@ from dcpnas_lite.derivation import responses, toys, trace
 from dcpnas_lite.method import backtracking
 
 ROOT = Path(dcpnas_lite.__file__).parent
-ROOM = re.compile(r"^<!-- room (\w+) -->$", re.MULTILINE)
+ROOM = re.compile(r"^<!-- room (\w+)((?: \w+)*) -->$", re.MULTILINE)
 NAMES = "<!-- public names -->"
 NUMBER = re.compile(r"(?<![\w.])4\.([2-4]\d|5[0-3])(?![\w.]*\d)")
 SECTION = """\
@@ -39,19 +39,21 @@ SECTION = """\
 """
 
 
-def modules(room: str) -> list[str]:
-    """The modules of a room in the order of their names; a room that is one file is one module."""
+def modules(room: str, first: str = "") -> list[str]:
+    """The modules of a room: those that come first, the others by name. A room that is one file is one module."""
     folder = ROOT / room
     if not folder.is_dir():
         return [f"dcpnas_lite.{room}"]
-    return [f"dcpnas_lite.{room}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+    names = [path.stem for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+    order = [*first.split(), *(name for name in names if name not in first.split())]
+    return [f"dcpnas_lite.{room}.{name}" for name in order]
 
 
 def sections(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put a room's modules in the place of its mark."""
 
     def written(found: re.Match) -> str:
-        return "\n".join(SECTION.format(name=m.rpartition(".")[2], module=m) for m in modules(found[1]))
+        return "\n".join(SECTION.format(name=m.rpartition(".")[2], module=m) for m in modules(*found.groups()))
 
     source[0] = ROOM.sub(written, source[0])
     if NAMES in source[0]:
