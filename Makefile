@@ -11,7 +11,7 @@ PORT ?= 8000
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BUILT := _build/.built
-BOOK_SOURCES := _config.yml READING.md $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*')
+BOOK_SOURCES := _config.yml READING.md $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*') $(shell find dcpnas_lite -name '*.py')
 RUN := runs/micro
 
 TESTS := pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
