@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -47,7 +48,7 @@ BOOK = {
     "conf.py": "import sys; sys.path.insert(0, '_ext')\n"
     "extensions = ['myst_parser', 'equation_tags', 'api_pages', 'exercise_list']\nmyst_enable_extensions = ['dollarmath']\n",
     "index.md": "# Index\n\n```{exercise-list}\n```\n\n`trace.update`, `derivation/trace.py`, `derivation.trace.update(a, b)`, "
-    "`update`, `Explicit`\n\n```{toctree}\napi-derivation\n02-some\nhome\n```\n",
+    "`update`, `Explicit.name`\n\n```{toctree}\napi-derivation\n02-some\nhome\n```\n",
     "api-derivation.md": PAGES["api-derivation"],
     "02-some.md": "# Some\n\n## Exercises\n\n### Exercise 1: with $w$ at last (easy, 5 minutes)\n\n`trace_components`\n\n"
     '```python\n# lab.check("4.49 derived", f)\n```\n\n### Exercise 2: a question (open, 20 minutes)\n\nWhy?\n',
@@ -83,7 +84,7 @@ def test_code_words_lead_to_their_entries_once_a_section(built):
     assert links == [
         ("trace.update", f"{inside}trace.update"),
         ("derivation/trace.py", f"module-{inside}trace"),
-        ("Explicit", f"{inside}responses.Explicit"),
+        ("Explicit.name", f"{inside}responses.Explicit"),
     ]
     assert not built("02-some").select("section section section a code"), "in an exercise a bare name is the reader's"
 
@@ -103,3 +104,28 @@ def test_every_exercise_has_a_heading_that_the_list_reads(path):
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     headings = re.findall(r"^#+ (Exercise \d+.*)$", text, re.MULTILINE)
     assert 3 <= len(headings) <= 5 and all(exercise_list.HEADING.fullmatch(heading) for heading in headings)
+
+
+BUILT = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html"))
+
+
+@pytest.mark.skipif(not (BUILT / "api-checks.html").exists(), reason="the book is not built: make book")
+def test_in_the_built_book_every_function_of_the_equation_index_leads_to_its_entry():
+    index = BeautifulSoup((BUILT / "equation-index.html").read_text(encoding="utf8"), "html.parser")
+    shown = {code.text for code in index.select("table td code")}
+    linked = {code.text: code.find_parent("a")["href"] for code in index.select("table td a > code")}
+    assert len(shown) > 30 and shown == set(linked)
+    for target in linked.values():
+        page, _, anchor = target.partition("#")
+        assert f'id="{anchor}"' in (BUILT / page).read_text(encoding="utf8"), target
+
+
+@pytest.mark.skipif(not (BUILT / "api-checks.html").exists(), reason="the book is not built: make book")
+def test_in_the_built_book_the_list_has_every_exercise_and_no_page_is_heavy():
+    rows = BeautifulSoup((BUILT / "exercises.html").read_text(encoding="utf8"), "html.parser").select(
+        "table.exercise-list tbody tr"
+    )
+    text = "\n".join(cell.source for path in CHAPTERS for cell in nbformat.read(path, as_version=4).cells)
+    assert len(rows) == len(re.findall(r"^### Exercise \d", text, re.MULTILINE))
+    assert sum(row.select_one("td:last-child code") is not None for row in rows) >= 2 * len(CHAPTERS)
+    assert max(path.stat().st_size for path in BUILT.glob("api*.html")) < 400_000

@@ -173,7 +173,8 @@ def link_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         known.update(names(app))
     for literal in list(doctree.findall(nodes.literal)):
         text = re.sub(r"\(.*\)$", "", literal.astext().strip(), flags=re.DOTALL)
-        entry = known.get(text)
+        head = text.rpartition(".")[0]  # a field or an inherited method leads to its class
+        entry = known.get(text) or (known.get(head) if head.rpartition(".")[2][:1].isupper() else None)
         if not entry or inside(literal, nodes.reference | nodes.title | nodes.term):
             continue
         section = section_of(literal)
