@@ -122,6 +122,34 @@ def test_by_touch_on_a_phone(visit):
         assert button.bounding_box()["height"] >= 44
 
 
+def ink(page, canvas: int) -> list[bool]:
+    """Whether each of the 8 × 8 squares of a canvas (0 to draw on, 1 what the network sees) is lit in its middle."""
+    return page.evaluate(
+        """n => { const c = document.querySelectorAll("#digit-bench canvas")[n], s = c.width / 8, pen = c.getContext("2d");
+        const lit = (x, y) => pen.getImageData((x + 0.5) * s, (y + 0.5) * s, 1, 1).data[0] > 0;
+        return Array.from({ length: 64 }, (_, i) => lit(i % 8, i >> 3)); }""",
+        canvas,
+    )
+
+
+def test_both_canvases_show_the_same(visit):
+    """On load the sample, after Clear nothing, and the first stroke begins on an empty canvas."""
+    page = visit()
+    assert any(ink(page, 0)) and ink(page, 0) == ink(page, 1)
+    page.click("text=A test digit")
+    assert any(ink(page, 0)) and ink(page, 0) == ink(page, 1)
+    page.click("text=Clear")
+    assert not any(ink(page, 0)) and not any(ink(page, 1)) and said(page) == "Draw a digit."
+    assert set(page.locator(".digit-shares td:nth-child(3)").all_text_contents()) == {"–"}
+    page.click("text=A test digit")
+    box = page.locator("canvas").first.bounding_box()
+    page.mouse.move(box["x"] + 16, box["y"] + 16)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 16, box["y"] + 120)
+    page.mouse.up()
+    assert not any(lit for i, lit in enumerate(ink(page, 0)) if i % 8 > 1), "nothing is left of the sample"
+
+
 def canvas_seen(page):
     return page.locator("canvas.digit-seen").element_handle()
 

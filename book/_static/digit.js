@@ -165,20 +165,27 @@ document.addEventListener("DOMContentLoaded", () => {
   bench.append(ui);
   const find = (name) => ui.querySelector(name), [canvas, seen] = ui.querySelectorAll("canvas"), pen = canvas.getContext("2d");
   const first = given.steps.findIndex((step) => step.op === "product"), layer = given.steps[first];
-  let values = null, next = 0, down = false, at = [128, 128], cursor = null;
+  let values = null, next = 0, down = false, at = [128, 128], cursor = null, sample = false;
   find(".digit-filter").innerHTML = Array.from({ length: layer.filters }, (_, o) => `<option>${o}</option>`).join("");
 
   function show(pixels, said) {
     values = run(prepare(pixels));
     const logits = Array.from(values.at(-1).data), top = Math.max(...logits), shares = logits.map((v) => Math.exp(v - top));
     const total = shares.reduce((a, b) => a + b);
-    find(".digit-shares tbody").innerHTML = shares.map((s, k) => `<tr class="${k === best(logits) ? "digit-best" : ""}"><th>${k}</th>
-      <td><span style="width:${(100 * s) / total}%"></span></td><td>${(s / total).toFixed(2)}</td></tr>`).join("");
+    table(shares.map((s) => s / total), best(logits));
     find(".digit-said").textContent = `The network says ${best(logits)}. ${said}`;
-    const eye = seen.getContext("2d");
-    pixels.forEach((v, i) => { eye.fillStyle = `rgb(${[v, v, v].map((g) => 16 * g - (g > 15))})`; eye.fillRect((i % 8) * 16, (i >> 3) * 16, 16, 16); });
+    paint(seen, pixels);
     bits();
     return best(logits);
+  }
+  function table(shares, found) {
+    find(".digit-shares tbody").innerHTML = shares.map((s, k) => `<tr class="${k === found ? "digit-best" : ""}"><th>${k}</th>
+      <td><span style="width:${100 * s}%"></span></td><td>${found < 0 ? "–" : s.toFixed(2)}</td></tr>`).join("");
+  }
+  /* 8 × 8 intensities fill a canvas. */
+  function paint(where, pixels) {
+    const eye = where.getContext("2d"), side = where.width / 8;
+    pixels.forEach((v, i) => { eye.fillStyle = `rgb(${[v, v, v].map((g) => 16 * g - (g > 15))})`; eye.fillRect((i % 8) * side, (i >> 3) * side, side, side); });
   }
   /* One product of the first 1-bit layer, in its bits. */
   function bits() {
@@ -208,8 +215,11 @@ document.addEventListener("DOMContentLoaded", () => {
   function clear() {
     pen.fillStyle = "#000";
     pen.fillRect(0, 0, 256, 256);
+    sample = false;
   }
+  /* From the pen's place to another; the first stroke on a sample begins on an empty canvas. */
   function line(to) {
+    if (sample) clear();
     Object.assign(pen, { strokeStyle: "#fff", lineWidth: 26, lineCap: "round" });
     pen.beginPath(); pen.moveTo(...at); pen.lineTo(...to); pen.stroke();
     at = to;
@@ -233,11 +243,17 @@ document.addEventListener("DOMContentLoaded", () => {
     find(".digit-said").textContent += move ? "" : cursor ? " Pen down." : " Pen up.";
   });
   const DO = {
-    clear() { clear(); find(".digit-said").textContent = "Draw a digit."; },
+    clear() {
+      clear();
+      paint(seen, Array(64).fill(0));
+      table(Array(10).fill(0), -1);
+      find(".digit-said").textContent = "Draw a digit.";
+    },
     next() {
       const k = next++ % labels.length;
-      clear();
-      show(digit(k), `Test digit ${k} is a ${labels[k]}.`);
+      paint(canvas, digit(k));
+      sample = true;
+      show(digit(k), `Test digit ${k} is a ${labels[k]}. Draw to begin your own.`);
     },
     all() {
       const found = labels.map((_, k) => best(Array.from(run(prepare(digit(k))).at(-1).data)));
@@ -248,6 +264,5 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   ui.addEventListener("click", (event) => DO[event.target.dataset.do]?.());
   ui.addEventListener("input", () => bits());
-  clear();
   DO.next();
 });
