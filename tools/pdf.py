@@ -26,8 +26,12 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def pages() -> list[str]:
     """The pages in the order of the table of contents."""
+
+    def files(entries: list[dict]) -> list[str]:
+        return [name for entry in entries for name in (entry["file"], *files(entry.get("sections", [])))]
+
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf8"))
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    return [toc["root"], *(name for part in toc["parts"] for name in files(part["chapters"]))]
 
 
 def whole_book(html: Path = HTML) -> str:
@@ -45,7 +49,7 @@ def whole_book(html: Path = HTML) -> str:
                 node["href"] = f"#{page.removesuffix('.html') or name}" + (f"--{fragment}" if fragment else "")
         for node in article.select("script, .headerlink"):
             node.decompose()
-        for node in article.select("details:not(.hide)"):
+        for node in article.select("details:not(.setup)"):
             node["open"] = ""
         article["id"] = name
         body.append(article)

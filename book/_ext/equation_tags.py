@@ -12,6 +12,7 @@ import re
 
 from docutils import nodes
 from equation_names import TAG, anchor
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
@@ -20,12 +21,13 @@ logger = logging.getLogger(__name__)
 
 # The home chapter of every printed number, by the first two letters of the file's name.
 HOME = {
-    "02": "4.20 4.21 4.24 4.25 4.26 4.27 4.28 4.32 4.42",
+    "02": "4.20 4.27 4.28 4.42",
     "03": "4.43",
     "04": "4.44 4.45",
     "05": "4.46 4.47 4.48",
     "06": "4.49 4.50",
     "07": "4.22 4.23 4.34 4.35",
+    "08": "4.21 4.24 4.25 4.26 4.32",
     "09": "4.29 4.30 4.31 4.33 4.36 4.37 4.38 4.39 4.40 4.41",
     "10": "4.51 4.52 4.53",
 }
@@ -33,14 +35,14 @@ PUBLISHED = re.compile(r"https://[\w-]+\.github\.io/[\w.-]+/[\w-]+\.html(#eq-[\w
 
 
 class EquationTags(SphinxTransform):
-    """Show every ``$$`` block as it is (in Sphinx's ``split`` MathJax refuses tags) and register its tags."""
+    """Show every ``$$`` block as it is (in Sphinx's ``split`` MathJax refuses tags) and register its tags, for the search too."""
 
     default_priority = 350
 
     def apply(self) -> None:
         labels = self.env.get_domain("std")
         slugs = self.env.metadata[self.env.docname].setdefault("myst_slugs", {})
-        for block in self.document.findall(nodes.math_block):
+        for block in list(self.document.findall(nodes.math_block)):
             tex = block.astext()
             if not block.get("nowrap"):
                 block["nowrap"] = True
@@ -54,6 +56,7 @@ class EquationTags(SphinxTransform):
                 block["ids"].append(name)
                 labels.note_hyperlink_target(name, self.env.docname, name, f"({tag})")
                 slugs[name] = (block.line, name, f"({tag})")
+                block.parent.insert(block.parent.index(block), addnodes.index(entries=[("single", tag, name, "", None)]))
         for link in self.document.findall(nodes.reference):
             published = PUBLISHED.fullmatch(link.get("refuri", ""))
             if published:

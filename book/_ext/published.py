@@ -1,4 +1,4 @@
-"""What depends on where the book is published: buttons, canonical addresses, descriptions, the first page, how to cite it.
+"""What depends on where the book is published: buttons, addresses, previews, a map, the first page, how to cite it.
 
 While the repository's address in `_config.yml` has no owner, the book shows no link to it.
 """
@@ -28,20 +28,39 @@ def address_or_none(app: Sphinx, config) -> None:
         config.html_baseurl = f"https://{owner.lower()}.github.io/{name}/"
 
 
+def preview(title: str, text: str, page: str, base: str) -> str:
+    """What search engines and the previews of links show; address and picture only where the book has an address."""
+    tags = {"og:type": "article", "og:site_name": "DCP-NAS by derivation", "og:title": title, "og:description": text}
+    if base:
+        tags |= {"og:url": f"{base}{page}.html", "og:image": f"{base}_static/card.png", "og:image:alt": "DCP-NAS by derivation"}
+    lines = [f'<meta name="description" content="{html.escape(text)}" />'] * bool(text)
+    lines += [f'<meta property="{name}" content="{html.escape(content)}" />' for name, content in tags.items() if content]
+    return "\n".join(lines) + "\n"
+
+
 def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
-    """A description for search engines and link previews: the page's first paragraph of some length outside lists and tables."""
+    """The page in a sentence or two: its first paragraph of some length outside lists and tables."""
     paragraphs = doctree.findall(nodes.paragraph) if doctree else ()
     texts = (" ".join(p.astext().split()) for p in paragraphs if isinstance(p.parent, nodes.section))
     text = next((t for t in texts if len(t) > 80), "")
     if len(text) > 200:
         text = text[:200].rpartition(" ")[0] + " …"
-    if text:
-        context["metatags"] = context.get("metatags", "") + f'<meta name="description" content="{html.escape(text)}" />\n'
+    if doctree:
+        title = html.unescape(re.sub("<[^>]*>", "", context["title"]))
+        context["metatags"] = context.get("metatags", "") + preview(title, text, pagename, app.config.html_baseurl)
+
+
+def sitemap(base: str, pages: list[str]) -> str:
+    urls = "".join(f"<url><loc>{html.escape(f'{base}{page}.html')}</loc></url>\n" for page in sorted(pages))
+    head = '<?xml version="1.0" encoding="utf-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
+    return f"{head}{urls}</urlset>\n"
 
 
 def first_page(app: Sphinx, exception: Exception | None) -> None:
-    """index.html is the first page itself, not a page that leads to it."""
+    """index.html is the first page itself, not a page that leads to it; and a map of the site, where that has an address."""
     if exception is None and app.builder.format == "html":
+        if app.config.html_baseurl:
+            (Path(app.outdir) / "sitemap.xml").write_text(sitemap(app.config.html_baseurl, app.env.found_docs), encoding="utf8")
         shutil.copyfile(Path(app.outdir) / f"{app.config.root_doc}.html", Path(app.outdir) / "index.html")
 
 

@@ -1,5 +1,19 @@
-/* Comfort on every page: a link to an equation shows it on hover and focus; what scrolls can be reached by keyboard. Offline. */
+/* Comfort on every page: a link to an equation shows it on hover and focus; what scrolls can be reached by keyboard; a figure
+   opens in full size; a long table has a filter; the search shows formulas as words; on paper everything is open. Offline. */
 "use strict";
+const SIGNS = {
+  alpha: "α", beta: "β", gamma: "γ", delta: "δ", epsilon: "ε", eta: "η", theta: "θ", lambda: "λ", mu: "μ", xi: "ξ", pi: "π", rho: "ρ",
+  sigma: "σ", tau: "τ", phi: "φ", varphi: "φ", psi: "ψ", omega: "ω", Delta: "Δ", Phi: "Φ", Psi: "Ψ", Omega: "Ω", partial: "∂", sum: "Σ",
+  cdot: "·", times: "×", to: "→", le: "≤", ge: "≥", ne: "≠", approx: "≈", in: "∈", infty: "∞", odot: "⊙", circ: "∘", circledast: "⊛",
+  otimes: "⊗", lVert: "‖", rVert: "‖", Vert: "‖", dots: "…", ldots: "…", cdots: "…", pm: "±", nabla: "∇",
+};
+/** TeX as plain text: signs and Greek letters; nothing for what only says how something looks. */
+const plain = (tex) => tex
+  .replace(/\\tag\*?\s*\{([^{}]*)\}/g, " ($1)")
+  .replace(/\\[dt]?frac\s*\{((?:[^{}]|\{[^{}]*\})*)\}\s*\{((?:[^{}]|\{[^{}]*\})*)\}/g, "$1/$2")
+  .replace(/\\(?:begin|end)\s*\{[^{}]*\}/g, "")
+  .replace(/\\([a-zA-Z]+)/g, (_, name) => SIGNS[name] ?? "")
+  .replace(/\\[^a-zA-Z]|[{}$&]/g, "").replace(/_\\?/g, "_").replace(/\s+/g, " ").trim();
 document.addEventListener("DOMContentLoaded", () => {
   const pages = new Map(); // address → parsed page, read once
   let shown; // the preview on the page
@@ -40,8 +54,77 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const event of ["mouseleave", "blur"]) link.addEventListener(event, hide);
   }
   document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+  // Figures in full size.
+  const full = document.createElement("dialog");
+  full.className = "figure-full";
+  full.innerHTML = '<button type="button">Close</button><div tabindex="0" role="group" aria-label="Figure in full size"><img alt=""></div>';
+  full.addEventListener("click", () => full.close());
+  document.body.append(full);
+  for (const image of document.querySelectorAll("article .cell_output img")) {
+    const link = document.createElement("a");
+    link.href = image.src;
+    link.className = "figure-link";
+    link.title = "Open the figure in full size";
+    image.replaceWith(link);
+    link.append(image);
+    link.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      Object.assign(full.querySelector("img"), { src: image.src, alt: image.alt });
+      full.showModal();
+    });
+  }
+  // A table of many rows can be filtered: every word must be in a row.
+  for (const table of document.querySelectorAll("article table")) {
+    const rows = [...table.tBodies[0]?.rows ?? []];
+    if (rows.length < 25) continue;
+    const texts = rows.map((row) => {
+      const copy = row.cloneNode(true);
+      for (const math of copy.querySelectorAll(".math")) math.textContent = ` ${plain(math.textContent)} `;
+      return copy.textContent.toLowerCase();
+    });
+    const box = document.createElement("p");
+    box.className = "table-filter";
+    box.innerHTML = '<label>Show only rows with <input type="search" autocomplete="off" spellcheck="false"></label> <span role="status"></span>';
+    const field = box.querySelector("input"), status = box.querySelector("[role]");
+    const filter = () => {
+      const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+      rows.forEach((row, i) => { row.hidden = !words.every((word) => texts[i].includes(word)); });
+      status.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
+    };
+    field.addEventListener("input", filter);
+    filter();
+    (table.closest(".pst-scrollable-table-container") ?? table).before(box);
+  }
+  // The search: its excerpts show words in the place of TeX, and an equation by the text before it.
+  if (typeof Search !== "undefined") {
+    Search.htmlToText = (text, anchor) => {
+      const main = new DOMParser().parseFromString(text, "text/html").querySelector('[role="main"], main');
+      if (!main) return "";
+      for (const node of main.querySelectorAll(".headerlink, script, style, details.setup, .prev-next-area, #searchbox")) node.remove();
+      for (const math of main.querySelectorAll("span.math")) math.textContent = plain(math.textContent);
+      const found = anchor && main.querySelector(anchor);
+      if (found?.matches("div.math")) return `${found.previousElementSibling?.textContent ?? ""} ${plain(found.textContent)}`;
+      for (const math of main.querySelectorAll("div.math")) math.textContent = ` ${plain(math.textContent)} `;
+      return (found || main).textContent;
+    };
+  }
+  // The theme's arrows beside pages that have pages under them say nothing to those who do not see them.
+  for (const arrow of document.querySelectorAll(".bd-sidebar summary")) {
+    const name = arrow.closest("li")?.querySelector("a")?.textContent.trim();
+    if (!arrow.textContent.trim()) arrow.setAttribute("aria-label", `Pages under ${name}`);
+  }
+  // On paper every fold is open but the setup.
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("article details:not([open], .setup)")];
+    for (const fold of folded) fold.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const fold of folded) fold.open = false;
+  });
   const reachable = () => {
-    for (const area of document.querySelectorAll("article :is(div.math, pre, table, .heat-frame, .method-figure)")) {
+    for (const area of document.querySelectorAll("article :is(div.math, pre, table, td, .heat-frame, .method-figure)")) {
       const scrolls = area.scrollWidth > area.clientWidth + 1;
       if (scrolls && !area.hasAttribute("tabindex")) area.tabIndex = 0;
       area.classList.toggle("scrolls", scrolls);

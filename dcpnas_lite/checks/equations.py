@@ -104,15 +104,38 @@ def report() -> str:
     return "\n".join([*lines, f"{passed} of {len(TABLE)} equations have a verdict and a passing check"])
 
 
+def found(e: Equation, result: Check) -> str:
+    """The relative error that a check found, in words that say of which line it is."""
+    if not result.passed:
+        return "**fails**"
+    failing = {"corrected": ("as printed", "as derived"), "under an assumption": ("without the assumption", "with it")}
+    if e.verdict not in failing:
+        return e.figure(result)
+    wrong, right = failing[e.verdict]
+    least = "undefined" if e.figure(result) == "undefined" else f"≥ {e.figure(result)}"
+    return f"{wrong} {least}; {right} < {e.exact:.0e}".replace("e-0", "e-")
+
+
 def markdown_index() -> str:
     """The equation index as a Markdown table, with live figures."""
-    rows = ["| Eq. | Title | Kind | Verdict | Functions | Check | Proof | Mutants | Symbols |", "|" + "---|" * 9]
+    heads = (
+        "Eq.",
+        "Line",
+        "Chapter",
+        "Verdict",
+        "Relative error",
+        "Proof",
+        "Mutants caught",
+        "Symbols",
+        "Functions, and where they run",
+    )
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for e in TABLE:
-        result = e.check()
         functions = "<br>".join(f"`{path.removeprefix('dcpnas_lite.')}` ({runs(path)})" for path in e.functions) or "–"
+        lines = f"${e.printed}$" + (f"<br>as derived: ${e.derived}$" if e.derived else "")
         rows.append(
-            f"| [({e.number})]({link(e.number)}) | {e.title} | {e.kind} | {e.verdict} | {functions} | "
-            f"{'passes' if result.passed else '**fails**'}, {e.figure(result)} | {e.proof} | {score(e)} | {symbols(e.number)} |"
+            f"| [({e.number})]({link(e.number)}) | {e.title} ({e.kind})<br>{lines} | [{int(e.chapter[:2])}]({e.chapter}.ipynb) | "
+            f"{e.verdict} | {found(e, e.check())} | {e.proof} | {score(e)} | {symbols(e.number)} | {functions} |"
         )
     return "\n".join(rows)
 
