@@ -20,6 +20,7 @@ import nbformat
 import pytest
 import torch
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from scipy.stats import spearmanr
 
@@ -28,7 +29,7 @@ from dcpnas_lite.derivation import trace
 from dcpnas_lite.evaluation.microbench import CELLS, operations
 
 ROOT = Path(__file__).resolve().parent.parent
-HTML = ROOT / "_build" / "html"
+HTML = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html"))  # another build, while a chapter is written
 if not (HTML / "index.html").exists():
     pytest.fail("the book is not built: run make book", pytrace=False)
 sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "tools")]
@@ -187,6 +188,41 @@ def test_without_an_address_there_is_no_button_and_with_one_a_canonical_address(
     assert with_address("Me").html_baseurl == "https://me.github.io/dcpnas-lite/"
 
 
+def test_previews_and_the_map_of_the_site_name_an_address_only_where_there_is_one():
+    alone = published.preview("A & B", "Text.", "intro", "")
+    assert '"og:title" content="A &amp; B"' in alone and "og:image" not in alone and "http" not in alone
+    somewhere = published.preview("A", "Text.", "intro", "https://me.github.io/b/")
+    assert "https://me.github.io/b/intro.html" in somewhere and "https://me.github.io/b/_static/card.png" in somewhere
+    assert (HTML / "_static" / "card.png").read_bytes()[16:24] == (1200).to_bytes(4, "big") + (630).to_bytes(4, "big")
+    assert "<loc>https://me.github.io/b/a.html</loc>" in published.sitemap("https://me.github.io/b/", ["a"])
+    assert (HTML / "sitemap.xml").exists() == ("OWNER" not in CITATION["repository-code"])
+
+
+# The addresses of the book's first order
+
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf8"))["sphinx"]["config"]
+MOVED = CONFIG["redirects"]
+FIRST_ORDER = {  # which numbers the old pages had
+    "01-one-bit": "4.22 4.23 4.34 4.35",
+    "03-coupled-objective": "4.20 4.21 4.24 4.25 4.26 4.27 4.28 4.32 4.42",
+    "04-missing-derivative": "4.43",
+    "05-dividing-by-a-matrix": "4.44 4.45",
+    "06-trace": "4.46 4.47 4.48",
+    "07-from-trace-to-update": "4.49 4.50",
+    "08-learning-psi": "4.51 4.52 4.53",
+}
+
+
+def test_an_old_address_leads_to_the_page_that_has_what_it_named():
+    given_away = re.search(r"objectives = \[(.*)\]", (ROOT / "book" / CONFIG["redirect_html_template_file"]).read_text())[1]
+    assert len(MOVED) == 11 and not set(MOVED) & set(PAGES) and set(FIRST_ORDER) <= set(MOVED)
+    for old, new in MOVED.items():
+        assert soup(html(old)).find("a")["href"] == new and (HTML / new).is_file()
+        for name in map(anchor, FIRST_ORDER.get(old, "").split()):
+            page = "08-objectives.html" if f'"{name}"' in given_away else new
+            assert soup(HTML / page).find(id=name), f"{old}.html#{name} leads to {page}"
+
+
 # The extension, on small books of its own
 
 
@@ -306,12 +342,31 @@ def visit(browser, site, request):
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("07-from-trace-to-update.html#eq-4-49", "06-from-trace-to-update.html#eq-4-49"),
+        ("03-coupled-objective.html#eq-4-42", "02-coupled-objective.html#eq-4-42"),
+        ("03-coupled-objective.html#eq-4-26", "08-objectives.html#eq-4-26"),
+        ("11-does-it-work.html", "12-does-it-work.html"),
+    ],
+)
+def test_an_old_address_keeps_its_fragment(visit, old, new):
+    page = visit(old)
+    page.wait_for_url(f"**/{new}")
+    page.wait_for_selector("article h1")
+
+
 def overflow(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-@pytest.mark.parametrize("visit", ["light", "dark"], indirect=True)
-@pytest.mark.parametrize("name", PAGES)
+CLIPPED = """[...document.querySelectorAll("article pre")].filter(p => p.checkVisibility() && p.scrollWidth > p.clientWidth + 1)
+    .map(p => p.textContent.trim().slice(0, 80))"""
+SCHEMES = [(name, scheme) for name in PAGES for scheme in (("light",) if name.startswith("api-") else ("light", "dark"))]
+
+
+@pytest.mark.parametrize("name, visit", SCHEMES, indirect=["visit"], ids=map("-".join, SCHEMES))
 def test_page_in_a_browser(visit, name, request):
     page = visit(f"{name}.html")
     assert page.evaluate("document.documentElement.dataset.theme") == request.node.callspec.params["visit"]
@@ -325,8 +380,10 @@ def test_page_in_a_browser(visit, name, request):
         summary.click()
     assert page.evaluate("[...document.querySelectorAll('article details:not([open])')].map(d => d.innerText)") == []
     assert overflow(page) <= 0, "the page is wider than a window of 1280 px"
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert overflow(page) <= 0, "the page is wider than a phone"
+    for width, height in ((1400, 900), (820, 1180), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        assert overflow(page) <= 0, f"the page is wider than a window of {width} px"
+        assert width != 1400 or page.evaluate(CLIPPED) == [], "code or outputs are cut off"
 
 
 def test_wide_equations_start_at_their_left_edge_on_a_phone(visit):
@@ -371,12 +428,89 @@ def test_what_scrolls_can_be_reached_by_keyboard(visit):
     page.wait_for_function(f"{areas}.every(n => n.scrollWidth <= n.clientWidth + 1 || n.tabIndex >= 0)")
 
 
+@pytest.mark.parametrize("visit", ["light", "dark"], indirect=True)
+@pytest.mark.parametrize("name", ["intro", "05-trace", "notation", "equation-index", "index-bench"])
+def test_a_page_is_accessible(visit, name):
+    """axe-core with all its rules but those that the theme itself breaks, and the pictures of formulas."""
+    page = visit(f"{name}.html")
+    page.evaluate("MathJax.startup?.promise")
+    page.eval_on_selector_all("article details", "all => all.forEach(d => { d.open = true; })")
+    page.evaluate("dispatchEvent(new Event('resize'))")
+    rules = {
+        "region": "the title in the theme's side bar stands in no landmark",
+        "empty-table-header": "the corner above the names of rows, in tables of pandas",
+    }
+    options = {"resultTypes": ["violations"], "rules": {rule: {"enabled": False} for rule in rules}}
+    found = Axe().run(page, {"exclude": ["mjx-container", ".highlight"]}, options).response["violations"]
+    assert [(rule["id"], node["target"], node["failureSummary"]) for rule in found for node in rule["nodes"]] == []
+
+
+def test_folded_code_opens_by_keyboard_and_says_what_it_is(visit):
+    page = visit("06-from-trace-to-update.html")
+    folds = page.locator("article details.fold")
+    assert folds.count() >= 1 and page.locator("article details.fold[open]").count() == 0
+    first = folds.first.locator("summary")
+    assert first.inner_text() == "Show the setup"
+    first.focus()
+    page.keyboard.press("Enter")
+    assert first.inner_text() == "Hide the setup" and folds.first.locator("pre").is_visible()
+
+
+def test_a_figure_opens_in_full_size_by_keyboard_and_closes(visit):
+    page = visit("05-trace.html")
+    link = page.locator("a.figure-link").first
+    alternative = link.locator("img").get_attribute("alt")
+    link.focus()
+    page.keyboard.press("Enter")
+    full = page.locator("dialog.figure-full")
+    assert full.is_visible() and full.locator("img").get_attribute("alt") == alternative
+    page.keyboard.press("Escape")
+    assert not full.is_visible() and page.evaluate("document.activeElement.className") == "figure-link"
+    link.click()
+    full.locator("button").click()
+    assert not full.is_visible()
+
+
+def test_the_search_finds_an_equation_and_shows_no_tex(visit):
+    page = visit("search.html?q=4.49")
+    found = page.locator("#search-results li a[href*='06-from-trace-to-update.html#eq-4-49']")
+    found.first.wait_for()
+    page = visit("search.html?q=trace+coupling")
+    page.wait_for_selector("#search-results li p.context")
+    page.wait_for_function("document.querySelector('#search-results > p, .search-summary')?.textContent.match(/\\d/)")
+    excerpts = page.locator("#search-results li p.context").all_inner_texts()
+    assert len(excerpts) >= 3 and not re.search(r"\\[a-zA-Z(\[]", " ".join(excerpts))
+
+
+def test_the_equation_index_has_a_filter(visit):
+    page = visit("equation-index.html")
+    assert page.locator(".table-filter [role=status]").inner_text() == "34 of 34 rows"
+    page.get_by_label("Show only rows with").fill("4.49")
+    rows = page.locator("article tbody tr:visible")
+    assert rows.count() == 1 and "as printed ≥ 1.53; as derived < 1e-9" in rows.inner_text()
+    page.get_by_label("Show only rows with").fill("corrected ψ")
+    assert 1 <= rows.count() <= 4 and all("corrected" in text for text in rows.all_inner_texts())
+
+
+@pytest.mark.parametrize("name", ["notation", "equation-index"])
+def test_a_row_fits_a_phone(visit, name):
+    page = visit(f"{name}.html")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.evaluate("MathJax.startup.promise")
+    assert page.eval_on_selector_all(f"#{name} table", "all => all.every(t => t.scrollWidth <= t.clientWidth + 1)")
+    broken = "all => all.filter(c => c.checkVisibility() && c.getClientRects().length > 1).map(c => c.textContent)"
+    assert page.eval_on_selector_all("#notation td code", broken) == []
+
+
 def test_a_page_on_paper(visit):
     page = visit("06-from-trace-to-update.html")
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 680, "height": 1000})  # A4 without its margins
     hidden = ".bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-area, .headerlink"
     assert page.eval_on_selector_all(hidden, "all => all.filter(n => n.checkVisibility()).length") == 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("article details:not([open], .setup)").count() == 0
+    assert page.eval_on_selector_all("article details.setup", "all => all.every(d => !d.checkVisibility())")
     assert page.eval_on_selector_all(".highlight pre", "all => all.every(p => p.scrollWidth <= p.clientWidth + 1)")
     assert overflow(page) <= 0
 
