@@ -76,6 +76,7 @@ def test_an_entry_has_shapes_equations_and_source(built):
     assert entry.find("a", href=re.compile(r"^_modules/dcpnas_lite/derivation/trace\.html#"))
     assert {link["href"] for link in entry.parent.select("dd a")} >= {"home.html#eq-4-50", "home.html#eq-4-43"}
     assert "Alias for field" not in page.text
+    assert page.select("dt.sig .parameter") and not page.select("dt.sig dl"), "no list of definitions without terms"
 
 
 def test_code_words_lead_to_their_entries_once_a_section(built):

@@ -26,6 +26,8 @@ from dcpnas_lite.method import backtracking
 
 ROOT = Path(dcpnas_lite.__file__).parent
 ROOM = re.compile(r"^<!-- room (\w+)((?: \w+)*) -->$", re.MULTILINE)
+PARAMETERS = re.compile(r"<dl>\n(<dd><em class=\"sig-param\">.*?)</dl>", re.DOTALL)
+PARAMETER, PLACE = re.compile(r"<dd>(.*?)</dd>", re.DOTALL), r'<span class="parameter">\1</span>'
 NAMES = "<!-- public names -->"
 NUMBER = re.compile(r"(?<![\w.])4\.([2-4]\d|5[0-3])(?![\w.]*\d)")
 SECTION = """\
@@ -186,6 +188,12 @@ def link_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         literal.replace_self(make_refnode(app.builder, docname, *entry[:2], literal.deepcopy(), entry[2]))
 
 
+def accessible(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+    """A signature of several lines as lines: Sphinx writes a list of definitions that has no terms, which misleads screen readers."""
+    if pagename.startswith("api-") and "body" in context:
+        context["body"] = PARAMETERS.sub(lambda f: f"<span>{PARAMETER.sub(PLACE, f[1])}</span>", context["body"])
+
+
 def forget(app: Sphinx, env, *_) -> None:
     env.__dict__.pop("api_names", None)
 
@@ -209,4 +217,5 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("autodoc-skip-member", left_out)
     app.connect("env-updated", forget)
     app.connect("doctree-resolved", link_code)
+    app.connect("html-page-context", accessible)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
