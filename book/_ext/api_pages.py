@@ -189,7 +189,7 @@ def link_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def accessible(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
-    """A signature of several lines as lines: Sphinx writes a list of definitions that has no terms, which misleads screen readers."""
+    """A signature of several lines as lines: Sphinx writes a list of definitions without terms, which misleads screen readers."""
     if pagename.startswith("api-") and "body" in context:
         context["body"] = PARAMETERS.sub(lambda f: f"<span>{PARAMETER.sub(PLACE, f[1])}</span>", context["body"])
 
