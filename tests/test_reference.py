@@ -13,6 +13,8 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+import dcpnas_lite as dcp
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import api_pages  # noqa: E402
@@ -30,6 +32,10 @@ def test_every_module_is_on_one_page():
     hidden = {module for module in present if module.endswith(("__init__", "__main__")) or ".commands." in module}
     assert present - hidden - set(shown) == {"dcpnas_lite.files", "dcpnas_lite.validate"}  # nothing for a reader
     assert all(f"({name}.md)" in PAGES["api"] for name in PAGES if name != "api")
+
+
+def test_every_public_name_is_explained():
+    assert set(re.findall(r"`dcp\.(\w+)`", PAGES["api"])) == set(dcp.__all__)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ ROOT = Path(dcpnas_lite.__file__).parent
 ROOM = re.compile(r"^<!-- room (\w+)((?: \w+)*) -->$", re.MULTILINE)
 PARAMETERS = re.compile(r"<dl>\n(<dd><em class=\"sig-param\">.*?)</dl>", re.DOTALL)
 PARAMETER, PLACE = re.compile(r"<dd>(.*?)</dd>", re.DOTALL), r'<span class="parameter">\1</span>'
-NAMES = "<!-- public names -->"
 NUMBER = re.compile(r"(?<![\w.])4\.([2-4]\d|5[0-3])(?![\w.]*\d)")
 SECTION = """\
 ## {name}
@@ -58,8 +57,6 @@ def sections(app: Sphinx, docname: str, source: list[str]) -> None:
         return "\n".join(SECTION.format(name=m.rpartition(".")[2], module=m) for m in modules(*found.groups()))
 
     source[0] = ROOM.sub(written, source[0])
-    if NAMES in source[0]:
-        source[0] = source[0].replace(NAMES, public_names())
 
 
 def escaped(text: str) -> str:
@@ -93,18 +90,6 @@ def as_text(lines: list[str]) -> list[str]:
                 written += ["::", "", *(f"    {row}" for row in rows[head:tail]), ""]
                 written += as_text(rows[tail:])
     return written
-
-
-def first_sentence(thing: object) -> str:
-    """What a docstring says first, as Markdown."""
-    text = " ".join((thing.__doc__ or "").split("\n\n")[0].split())
-    return re.sub(r"([*_|<$\[\\])", r"\\\1", re.split(r"(?<=[.:;]) ", text)[0].rstrip(":;"))
-
-
-def public_names() -> str:
-    """The names that the package offers a newcomer, as a Markdown table."""
-    rows = [f"| `dcp.{name}` | {first_sentence(getattr(dcpnas_lite, name))} |" for name in dcpnas_lite.__all__]
-    return "\n".join(["| name | what it is |", "|---|---|", *rows])
 
 
 def signature(app: Sphinx, what: str, name: str, thing: object, options: object, arguments: str | None, returns: str | None):
