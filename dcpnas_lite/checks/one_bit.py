@@ -151,7 +151,7 @@ def check_4_34(case: Case):
 
 chapter.exercise(
     "4.34 scale",
-    "w (entries), g (entries) -> (entries)",
+    "filter (entries), g (entries) -> (entries)",
     "gradient of one filter through β b with β = mean |w|, given g = ∂L/∂(β b)",
     _through_the_scale,
     {
