@@ -1,4 +1,4 @@
-"""Chapter 11: what a search is read by: two rankings compared, the edges that a node keeps, the price of luck."""
+"""Chapter 11: what a search is read by: what is left of a phase, the edges that a node keeps, the price of luck."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from .table import Chapter
 chapter = Chapter("11-full-search")
 
 
-def _ranks(values: Tensor, dim: int = 1) -> Tensor:
-    return values.argsort(dim).argsort(dim).double()
+def _centred(*moves: Tensor) -> list[Tensor]:
+    return [move - move.mean(1, keepdim=True) for move in moves]
 
 
-def _correlation(a: Tensor, b: Tensor, dim: int = 1) -> Tensor:
-    a, b = (x - x.mean(dim, keepdim=True) for x in (a, b))
-    return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim))
+def _left(p: Tensor, c: Tensor) -> Tensor:
+    return ((p + c) * p).sum(1) / p.square().sum(1)
 
 
-def _kendall(a: Tensor, b: Tensor) -> Tensor:
-    signs = [(x[:, :, None] - x[:, None, :]).sign() for x in (a, b)]
-    return (signs[0] * signs[1]).sum((1, 2)) / (a.shape[1] * (a.shape[1] - 1))
+def _cosine(p: Tensor, c: Tensor) -> Tensor:
+    return torch.cosine_similarity(p, c, dim=1)
 
 
 chapter.exercise(
-    "rank agreement",
-    "mine (E, M), yours (E, M) -> (E)",
-    "Spearman's correlation on every edge: that of the ranks of the operations",
-    lambda a, b: _correlation(_ranks(a), _ranks(b)),
+    "what is left",
+    "parent (E, M), child (E, M) -> (E)",
+    "the share of the Parent's displacement that is left after the Child's, along it, on every edge; the mean of each row is "
+    "taken off first",
+    lambda p, c: _left(*_centred(p, c)),
     {
-        "order taken for rank": lambda a, b: _correlation(a.argsort(1).double(), b.argsort(1).double()),
-        "the values, not their ranks": lambda a, b: _correlation(a, b),
-        "ranks over the edges": lambda a, b: _correlation(_ranks(a, 0), _ranks(b, 0), 0),
-        "all edges together": lambda a, b: _correlation(_ranks(a).flatten(), _ranks(b).flatten(), 0).expand(len(a)),
-        "mean rank not taken off": lambda a, b: torch.cosine_similarity(_ranks(a), _ranks(b), dim=1),
-        "Kendall's τ": _kendall,
-        "M³ in place of M(M² − 1)": lambda a, b: 1 - 6 * (_ranks(a) - _ranks(b)).square().sum(1) / a.shape[1] ** 3,
+        "divided by both lengths, a cosine": lambda p, c: 1 + _cosine(*_centred(p, c)),
+        "row means not taken off": _left,
+        "the Child's part alone": lambda p, c: _left(*_centred(p, c)) - 1,
+        "length in place of the part along it": lambda p, c: sum(_centred(p, c)).norm(dim=1) / _centred(p)[0].norm(dim=1),
+        "along the Child's displacement": lambda p, c: _left(*_centred(c, p)),
+        "divided by the length, not its square": lambda p, c: _left(*_centred(p, c)) * _centred(p)[0].norm(dim=1),
+        "all edges together": lambda p, c: _left(*(x.reshape(1, -1) for x in _centred(p, c))).expand(len(p)),
     },
 )
 
