@@ -191,8 +191,8 @@ def test_every_number_is_tagged_in_its_chapter(number):
 def test_row_check_exercises_and_mutants_stand_together(chapter):
     numbers = [row.number for row in chapter.rows]
     assert numbers == sorted(numbers) and all(row.chapter == chapter.stem for row in chapter.rows)
-    assert {name.split()[0] for name in chapter.exercises} <= set(numbers)
-    assert len({row.run.__module__ for row in chapter.rows}) == 1
+    assert {name.split()[0] for name in chapter.exercises if name[0].isdigit()} <= set(numbers)
+    assert len({row.run.__module__ for row in chapter.rows}) <= 1  # a chapter without equations has exercises alone
     assert all(lab.EXERCISES[name] is exercise for name, exercise in chapter.exercises.items())
 
 

@@ -8,8 +8,6 @@ Images have their channels last, (N, H, W, C), so that the bits of a pixel are n
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -60,7 +58,7 @@ def product(words: np.ndarray, weights: np.ndarray, n: int, stride: int = 1, dil
     """
     filters, kernel, _, width = weights.shape
     groups = words.shape[3]
-    differ: Any = 0
+    differ = np.zeros((), np.int32)
     for i, j, pixels in taps(words, kernel, stride, dilation):
         for v in range(width):  # (N, H', W', G, 1) against (G, O/G)
             weight = weights[:, i, j, v].reshape(groups, filters // groups)
@@ -74,7 +72,7 @@ def depthwise(words: np.ndarray, weights: np.ndarray, channels: int, stride: int
     A word holds 64 channels of one pixel, and so of one tap: the count runs over the taps, for all channels side by side.
     """
     kernel = len(weights)
-    differ: Any = 0
+    differ = np.zeros((), np.int32)
     for i, j, pixels in taps(words, kernel, stride, dilation):
         differ = differ + unpack(pixels ^ weights[i, j], channels).astype(np.int32)
     return kernel**2 - 2 * differ
