@@ -72,7 +72,7 @@ class Comparison:
         """The cosines of both rules along the search, and how far the two searches' α move apart."""
         history = self.reference.history
         steps, cell_types = history["measured"].astype(int), list(self.reference.alphas)
-        figure, axes = canvas(1, 1 + len(cell_types), 4.2 * (1 + len(cell_types)), 3.2)
+        figure, axes = canvas(1 + len(cell_types), 1, 5, 2.8 * (1 + len(cell_types)))
         for axis, cell_type in zip(axes.flat, cell_types, strict=False):
             label_axis(axis, f"correction and coupling, {cell_type} cell", "architecture step", "cosine with −C")
             axis.axhline(0, color="black", lw=0.8)
