@@ -3,7 +3,7 @@ r"""What the search multiplies with in the place of H_G, along short searches.
     python benchmarks/curvature.py curvature.csv --processes 4
 
 Runs the search of SearchConfig() on the embedded digits with every seed and writes one row for each measured architecture step of
-the Child. The result ships in dcpnas_lite/tables and is read by chapter 9.
+the Child. The result ships in dcpnas_lite/tables and is read by chapter 9 and appendix D.
 
 seed, step: architecture steps the Child has made before; and the cosine and the ratio of lengths of two products with the same
 v: sampled_fisher_* of what `sampled` gives with −F v, sampled_hessian_* with H_G v, fisher_hessian_* of −F v with H_G v.
