@@ -99,11 +99,11 @@ document.addEventListener("DOMContentLoaded", () => {
   // The search: its excerpts show words in the place of TeX, and an equation by the text before it.
   if (typeof Search !== "undefined") {
     Search.htmlToText = (text, anchor) => {
-      const main = new DOMParser().parseFromString(text, "text/html").querySelector('[role="main"], main');
+      const page = new DOMParser().parseFromString(text, "text/html"), main = page.querySelector('[role="main"], main');
       if (!main) return "";
       for (const node of main.querySelectorAll(".headerlink, script, style, details.setup, .prev-next-area, #searchbox")) node.remove();
       for (const math of main.querySelectorAll("span.math")) math.textContent = plain(math.textContent);
-      const found = anchor && main.querySelector(anchor);
+      const found = anchor ? page.getElementById(anchor.slice(1)) : null; // a name may start with a digit
       if (found?.matches("div.math")) return `${found.previousElementSibling?.textContent ?? ""} ${plain(found.textContent)}`;
       for (const math of main.querySelectorAll("div.math")) math.textContent = ` ${plain(math.textContent)} `;
       return (found || main).textContent;
