@@ -29,13 +29,14 @@ from dcpnas_lite.derivation import trace
 from dcpnas_lite.evaluation.microbench import CELLS, operations
 
 ROOT = Path(__file__).resolve().parent.parent
-HTML = Path(os.environ.get("BOOK_HTML", ROOT / "_build" / "html"))  # another build, while a chapter is written
-if not (HTML / "index.html").exists():
-    pytest.fail("the book is not built: run make book", pytrace=False)
 sys.path[:0] = [str(ROOT / "book" / "_ext"), str(ROOT / "tools")]
 import pdf  # noqa: E402
 import published  # noqa: E402
 from equation_tags import HOME, TAG, anchor  # noqa: E402
+
+HTML = pdf.HTML
+if not (HTML / "index.html").exists():
+    pytest.fail("the book is not built: run make book", pytrace=False)
 
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf8"))
 SOURCES = {path.stem: path for path in sorted((ROOT / "book").glob("*.*")) if path.suffix in {".md", ".ipynb"}}
@@ -516,7 +517,7 @@ def test_a_page_on_paper(visit):
 
 
 def test_the_whole_book_is_one_page_whose_links_lead_somewhere():
-    whole = BeautifulSoup(pdf.whole_book(HTML), "html.parser")
+    whole = BeautifulSoup(pdf.whole_book(), "html.parser")
     assert [article["id"] for article in whole.select("article")] == pdf.pages() and sorted(pdf.pages()) == PAGES
     ids = Counter(node["id"] for node in whole.select("[id]"))
     assert ids.most_common(1)[0][1] == 1

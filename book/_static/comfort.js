@@ -71,6 +71,7 @@ document.addEventListener("DOMContentLoaded", () => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
       Object.assign(full.querySelector("img"), { src: image.src, alt: image.alt });
+      full.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
       full.showModal();
     });
   }
@@ -99,7 +100,7 @@ document.addEventListener("DOMContentLoaded", () => {
   // The search: its excerpts show words in the place of TeX, and an equation by the text before it.
   if (typeof Search !== "undefined") {
     Search.htmlToText = (text, anchor) => {
-      const page = new DOMParser().parseFromString(text, "text/html"), main = page.querySelector('[role="main"], main');
+      const page = new DOMParser().parseFromString(text, "text/html"), main = page.querySelector("article");
       if (!main) return "";
       for (const node of main.querySelectorAll(".headerlink, script, style, details.setup, .prev-next-area, #searchbox")) node.remove();
       for (const math of main.querySelectorAll("span.math")) math.textContent = plain(math.textContent);
