@@ -99,10 +99,12 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   // The search: its excerpts show words in the place of TeX, and an equation by the text before it.
   if (typeof Search !== "undefined") {
+    const titles = Object.entries(Search._index?.alltitles ?? {});
+    if (titles.length) Search._index.alltitles = Object.fromEntries(titles.map(([t, where]) => [t.includes("\\") ? plain(t) : t, where]));
     Search.htmlToText = (text, anchor) => {
       const page = new DOMParser().parseFromString(text, "text/html"), main = page.querySelector("article");
       if (!main) return "";
-      for (const node of main.querySelectorAll(".headerlink, script, style, details.setup, .prev-next-area, #searchbox")) node.remove();
+      for (const node of main.querySelectorAll(".headerlink, script, style, details.setup, .fold > summary")) node.remove();
       for (const math of main.querySelectorAll("span.math")) math.textContent = plain(math.textContent);
       const found = anchor ? page.getElementById(anchor.slice(1)) : null; // a name may start with a digit
       if (found?.matches("div.math")) return `${found.previousElementSibling?.textContent ?? ""} ${plain(found.textContent)}`;
