@@ -3,7 +3,7 @@ r"""The source's own space on the embedded digits: searches, then their cells be
     python benchmarks/paper.py --workers 2
 
 Runs `python -m dcpnas_lite search --space paper --data digits --seeds 0-2 --out runs/paper-digits`, which resumes where it was
-stopped, puts what chapter 11 shows of seed 0 into dcpnas_lite/tables/paper-digits, and trains every cell by one recipe at one
+stopped, puts what appendix B shows of seed 0 into dcpnas_lite/tables/paper-digits, and trains every cell by one recipe at one
 size: first all with seed 0, then the others. A row is appended to dcpnas_lite/tables/paper-cells.csv as it comes; a row that is
 there is not repeated, so that the same command goes on from where it was stopped. The first line of the table is the recipe;
 below it:
