@@ -112,6 +112,11 @@ document.addEventListener("DOMContentLoaded", () => {
       return (found || main).textContent;
     };
   }
+  // A link that is a formula is called by its signs.
+  for (const math of document.querySelectorAll("article a .math")) {
+    const link = math.closest("a");
+    if (link.textContent.trim() === math.textContent.trim()) link.setAttribute("aria-label", plain(math.textContent));
+  }
   // The theme's arrows beside pages that have pages under them say nothing to those who do not see them.
   for (const arrow of document.querySelectorAll(".bd-sidebar summary")) {
     const name = arrow.closest("li")?.querySelector("a")?.textContent.trim();
