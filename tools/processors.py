@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # The table of the equations runs in the notebook of the index.
 NUMERIC = "backtracking binarize coupling derivation objectives operations selection supernet tangent training"
-SEARCHES = "07 08 10 11", "backtracking coupling objectives selection tangent training"  # chapters and tests that search or train
+SEARCHES = "06 10 11 12", "backtracking coupling objectives selection tangent training"  # chapters and tests that search or train
 # What the libraries below numpy and torch ask for: convolutions, matrix products of torch, of numpy, threads.
 LIBRARIES = "ONEDNN_MAX_CPU_ISA MKL_ENABLE_INSTRUCTIONS OPENBLAS_CORETYPE OMP_NUM_THREADS".split()
 OLD = dict(zip(LIBRARIES, ("SSE41", "SSE4_2", "Nehalem", "1"), strict=True))
