@@ -233,22 +233,22 @@ def build(folder: Path, index: str, home: str = "") -> subprocess.CompletedProce
         "import sys; sys.path.insert(0, '_ext')\n"
         "extensions = ['myst_parser', 'sphinx.ext.mathjax', 'equation_tags']\nmyst_enable_extensions = ['dollarmath']\n"
     )
-    (folder / "index.md").write_text("# Index\n\n" + index + ("\n\n```{toctree}\n05-home\n```\n" if home else ""))
+    (folder / "index.md").write_text("# Index\n\n" + index + ("\n\n```{toctree}\n04-home\n```\n" if home else ""))
     if home:
-        (folder / "05-home.md").write_text("# Home\n\n" + home)
+        (folder / "04-home.md").write_text("# Home\n\n" + home)
     command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-b", "html", ".", "out"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 def test_equations_link_across_pages(tmp_path):
-    published = "https://me.github.io/the-book/05-home.html#eq-4-44"  # as in a raw notebook
-    index = f"[(4.44)](#eq-4-44), [](#eq-4-45-prime), [](05-home.md#eq-4-44), [4.44]({published})"
+    published = "https://me.github.io/the-book/04-home.html#eq-4-44"  # as in a raw notebook
+    index = f"[(4.44)](#eq-4-44), [](#eq-4-45-prime), [](04-home.md#eq-4-44), [4.44]({published})"
     done = build(tmp_path, index, "$$\na &= b \\tag{4.44} \\\\\nc &= d \\tag{4.45′}\n$$\n\n[here](#eq-4-44)")
     assert done.returncode == 0, done.stderr
     links = soup(tmp_path / "out" / "index.html").select("a[href*='home.html#eq']")
     links = [(link["href"].partition("#")[2], link.text) for link in links]
     assert links == [("eq-4-44", "(4.44)"), ("eq-4-45-prime", "(4.45′)"), ("eq-4-44", "(4.44)"), ("eq-4-44", "4.44")]
-    page = soup(tmp_path / "out" / "05-home.html")
+    page = soup(tmp_path / "out" / "04-home.html")
     assert page.find(id="eq-4-44") and page.find(id="eq-4-45-prime")
     (math,) = page.select("div.math")
     assert math.text.strip().startswith(r"\[") and "split" not in math.text
@@ -372,7 +372,8 @@ def test_page_in_a_browser(visit, name, request):
     page = visit(f"{name}.html")
     assert page.evaluate("document.documentElement.dataset.theme") == request.node.callspec.params["visit"]
     formulas = page.evaluate("document.querySelectorAll('div.math, span.math').length")
-    assert bool(formulas) == ("$" in re.sub(r"```.*?```|`[^`]*`", "", markdown(SOURCES[name]), flags=re.DOTALL))
+    written = "$" in re.sub(r"```.*?```|`[^`]*`", "", markdown(SOURCES[name]), flags=re.DOTALL)
+    assert bool(formulas) == written or name == "exercises"  # its table, made by the build, takes formulas from the titles
     if formulas:
         page.evaluate("MathJax.startup.promise")
         assert page.evaluate("document.querySelectorAll('[data-mjx-error]').length") == 0
@@ -526,7 +527,7 @@ def test_the_whole_book_is_one_page_whose_links_lead_somewhere():
     assert len(inside) > 50 and not inside - set(ids)
     assert "06-from-trace-to-update--eq-4-49" in inside
     outside = [link["href"] for link in whole.select("article a[href]") if not link["href"].startswith(("#", "http"))]
-    assert [href for href in outside if not (HTML / href).is_file()] == []
+    assert [href for href in outside if not (HTML / urldefrag(href).url).is_file()] == []
     folded = whole.select("article details:not(.setup)")
     assert len(folded) > 30 and all(details.has_attr("open") for details in folded)
 
