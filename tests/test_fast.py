@@ -138,7 +138,9 @@ def test_every_operation_on_its_own(name, binary, stride):
     """In a cell whose edges all have it and `none`; of stride 2 in a reduction cell, at 4 and at 8 input channels."""
     types = ("normal",) if stride == 1 else ("normal", "reduce")
     space, results = Space("one", 1, 2, types, ("none", name)), []
-    for net in pair(space, 2, binary):
+    # Plateaus that a max pooling leaves, averaged, are equal up to rounding: in the next cell rounding would choose the largest.
+    layers = 1 if name == "max_pool_3x3" and stride == 1 else 2
+    for net in pair(space, layers, binary):
         out = net(images((11, 14)))
         results.append([out, *torch.autograd.grad(out, net.parameters(), normal(*out.shape, seed=1), allow_unused=True)])
         results[-1] = [torch.zeros(1) if t is None else t for t in results[-1]]
