@@ -66,7 +66,7 @@ def escaped(text: str) -> str:
         if i % 2:
             parts[i] = rf"\ ``{part.strip('`')}``\ "  # an escaped blank shows nothing and may stand anywhere
         else:
-            plain = re.sub(r"([\\*`|_]|(?<=tcp:)/)", r"\\\1", part)
+            plain = re.sub(r"([\\*`|_])", r"\\\1", part)
             parts[i] = NUMBER.sub(lambda found: rf"\ :ref:`{found[0]} <eq-{found[0].replace('.', '-')}>`\ ", plain)
     return "".join(parts)
 

@@ -60,7 +60,7 @@ def run(
     """(job, work(job)) of every job as they come, from `workers` new processes.
 
     prepare: called once in each process; work(job, made) then gets what it made. scheduler: the address of a Dask scheduler,
-    as tcp://HOST:8786; its workers do the jobs, one a thread, and `workers` says nothing. Where one of them dies, another does
+    as `tcp://HOST:8786`; its workers do the jobs, one a thread, and `workers` says nothing. Where one of them dies, another does
     its job.
 
     When a job fails or a process of this machine dies, no further one begins; what is finished is still yielded, then the job's
