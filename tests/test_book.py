@@ -373,7 +373,7 @@ def test_page_in_a_browser(visit, name, request):
     assert page.evaluate("document.documentElement.dataset.theme") == request.node.callspec.params["visit"]
     formulas = page.evaluate("document.querySelectorAll('div.math, span.math').length")
     written = "$" in re.sub(r"```.*?```|`[^`]*`", "", markdown(SOURCES[name]), flags=re.DOTALL)
-    assert bool(formulas) == written or name == "exercises"  # its table, made by the build, takes formulas from the titles
+    assert bool(formulas) == written
     if formulas:
         page.evaluate("MathJax.startup.promise")
         assert page.evaluate("document.querySelectorAll('[data-mjx-error]').length") == 0
