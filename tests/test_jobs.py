@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -134,13 +136,36 @@ def test_ctrl_c_stops_between_two_results(tmp_path, kind, grace, expected):
 # A Dask cluster
 
 
-@pytest.fixture(scope="module")
-def scheduler():
-    """The address of a scheduler with two worker processes; one that is killed is started again."""
+@contextlib.contextmanager
+def cluster_of_two():
+    """The address of a scheduler with two worker processes that nobody starts again."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, protocol="tcp", dashboard_address=None) as cluster:
-        yield cluster.scheduler_address
+    with LocalCluster(n_workers=0, protocol="tcp", dashboard_address=":0") as cluster:
+        command = [sys.executable, "-m", "dask", "worker", "--no-nanny", "--nthreads=1", "--no-dashboard"]
+        places = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        command.append(cluster.scheduler_address)
+        workers = [subprocess.Popen(command, env=places, stderr=subprocess.DEVNULL) for _ in range(2)]
+        try:
+            until(lambda: len(cluster.scheduler.workers) == 2)
+            yield cluster.scheduler_address
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    with cluster_of_two() as address:
+        yield address
+
+
+@pytest.fixture
+def mortal():
+    """As `scheduler`, for one test, which may kill a worker."""
+    with cluster_of_two() as address:
+        yield address
 
 
 def until(condition) -> None:
@@ -158,20 +183,19 @@ def test_a_cluster_prepares_once_in_each_worker_and_once_more_for_another_run(sc
         assert all(pid != os.getpid() and made.count(value) == 1 and made[-1] == value for _, (pid, made) in found)
 
 
-def test_a_job_of_a_killed_worker_is_done_by_another_and_nothing_twice(scheduler, tmp_path):
+def test_a_job_of_a_killed_worker_is_done_by_another_and_nothing_twice(mortal, tmp_path):
     def pids(name):
         return (tmp_path / name).read_text().split() if (tmp_path / name).exists() else []
 
     def kill():
         until(lambda: pids("a") and pids("b"))
         os.kill(int(pids("a")[0]), signal.SIGKILL)
-        until(lambda: len(pids("a")) == 2)
         (tmp_path / "open").touch()
 
     wanted = [("square", 0), *(("hold", (name, tmp_path)) for name in "abcd")]
     thread = threading.Thread(target=kill)
     thread.start()
-    found = list(jobs.run(wanted, work, 0, scheduler=scheduler))
+    found = list(jobs.run(wanted, work, 0, scheduler=mortal))
     thread.join()
     assert sorted(map(str, (job for job, _ in found))) == sorted(map(str, wanted))
     by = {job[1][0]: pid for job, (pid, _) in found if job[0] == "hold"}
@@ -207,7 +231,7 @@ def test_a_job_that_fails_on_a_cluster_raises_its_own_error(scheduler):
     assert [job for job, _ in found] == [("square", 0)]
 
 
-def test_searches_of_seeds_on_a_cluster_of_which_one_worker_is_killed(scheduler, tmp_path):
+def test_searches_of_seeds_on_a_cluster_of_which_one_worker_is_killed(mortal, tmp_path):
     tiny = ["--quiet", *(f"--set={s}" for s in ("rounds=2", "steps=6", "warmup=0", "channels=2", "layers=1", "batch=8"))]
     out, whole = tmp_path / "all", tmp_path / "whole"
     killed = []
@@ -220,7 +244,7 @@ def test_searches_of_seeds_on_a_cluster_of_which_one_worker_is_killed(scheduler,
 
     thread = threading.Thread(target=kill)
     thread.start()
-    assert main(["search", "--seeds", "0-1", "--out", str(out), "--scheduler", scheduler, *tiny]) == 0
+    assert main(["search", "--seeds", "0-1", "--out", str(out), "--scheduler", mortal, *tiny]) == 0
     thread.join()
     assert killed and os.getpid() not in killed
     assert main(["search", "--seed", "1", "--out", str(whole), *tiny]) == 0
@@ -256,6 +280,6 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, 
 def test_a_scheduler_without_workers_is_refused(capsys):
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=0, protocol="tcp", dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=0, protocol="tcp", dashboard_address=":0") as cluster:
         with pytest.raises(ConnectionError, match="^scheduler: expected one with workers at tcp://.*, it has none$"):
             jobs.check(1, cluster.scheduler_address)

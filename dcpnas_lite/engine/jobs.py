@@ -92,8 +92,9 @@ def _run(jobs: Iterator, work: Callable, prepare: Callable | None, grace: float,
         while True:
             if interrupted and deadline == math.inf:
                 deadline = time.monotonic() + grace
-                pool.stop()
-            if time.monotonic() >= deadline:
+                if grace:
+                    pool.stop()
+            if late := time.monotonic() >= deadline:
                 pool.end()
             slots = pool.slots()
             while not interrupted and failure is None and len(running) < slots:
@@ -114,6 +115,8 @@ def _run(jobs: Iterator, work: Callable, prepare: Callable | None, grace: float,
                     failure = failure or error
                 else:
                     yield job, future.result()
+            if late:  # a cluster's future that ended while it was cancelled stays pending
+                break
         if not interrupted and failure is None:
             pool.shutdown()  # the workers leave in peace
     if interrupted:
