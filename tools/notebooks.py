@@ -82,7 +82,8 @@ if importlib.util.find_spec("dcpnas_lite") is None:
     missing = ModuleNotFoundError(f"dcpnas_lite is missing: {{todo}}, run this cell again")
     missing._render_traceback_ = lambda: [str(missing)]  # one line
     raise missing
-%matplotlib inline'''
+%matplotlib inline
+%config InlineBackend.figure_formats = ["retina"]'''
 
 
 def published(url: str) -> str:
