@@ -26,13 +26,13 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def pages() -> list[str]:
-    """The pages in the order of the table of contents."""
+    """The pages in the order of the table of contents, without the package's reference, which is no use on paper."""
 
     def files(entries: list[dict]) -> list[str]:
         return [name for entry in entries for name in (entry["file"], *files(entry.get("sections", [])))]
 
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf8"))
-    return [toc["root"], *(name for part in toc["parts"] for name in files(part["chapters"]))]
+    return [toc["root"], *(name for part in toc["parts"] for name in files(part["chapters"]) if not name.startswith("api"))]
 
 
 def whole_book(html: Path = HTML) -> str:
@@ -48,10 +48,16 @@ def whole_book(html: Path = HTML) -> str:
             page, _, fragment = node["href"].partition("#")
             if page == "" or page.removesuffix(".html") in names:
                 node["href"] = f"#{page.removesuffix('.html') or name}" + (f"--{fragment}" if fragment else "")
+            elif not page.startswith("http"):
+                node.unwrap()
         for node in article.select("script, .headerlink"):
             node.decompose()
-        for node in article.select("details:not(.setup)"):
+        for node in article.select("details:not(.fold)"):
             node["open"] = ""
+        if name == names[0]:
+            note = front.new_tag("p")
+            note.string = "Printed without the code that the pages fold away; the notebooks have all of it."
+            article.h1.insert_after(note)
         article["id"] = name
         body.append(article)
     front.body.clear()
