@@ -22,6 +22,7 @@ import torch
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
+from docutils import nodes
 from scipy.stats import spearmanr
 
 from dcpnas_lite import MicroBench
@@ -189,12 +190,15 @@ def test_without_an_address_there_is_no_button_and_with_one_a_canonical_address(
     assert with_address("Me").html_baseurl == "https://me.github.io/dcpnas-lite/"
 
 
-def test_previews_and_the_map_of_the_site_name_an_address_only_where_there_is_one():
+def test_previews_pdf_and_the_map_of_the_site_name_an_address_only_where_there_is_one():
     alone = published.preview("A & B", "Text.", "intro", "")
     assert '"og:title" content="A &amp; B"' in alone and "og:image" not in alone and "http" not in alone
     somewhere = published.preview("A", "Text.", "intro", "https://me.github.io/b/")
     assert "https://me.github.io/b/intro.html" in somewhere and "https://me.github.io/b/_static/card.png" in somewhere
     assert (HTML / "_static" / "card.png").read_bytes()[16:24] == (1200).to_bytes(4, "big") + (630).to_bytes(4, "big")
+    assert "make pdf" in published.on_paper("").astext()
+    (link,) = published.on_paper("https://me.github.io/b/").findall(nodes.reference)
+    assert link["refuri"] == "https://me.github.io/b/book.pdf"
     assert "<loc>https://me.github.io/b/a.html</loc>" in published.sitemap("https://me.github.io/b/", ["a"])
     assert (HTML / "sitemap.xml").exists() == ("OWNER" not in CITATION["repository-code"])
 

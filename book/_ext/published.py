@@ -85,8 +85,23 @@ class Citation(SphinxDirective):
         return [nodes.literal_block(text, text, language="bibtex")]
 
 
+def on_paper(base: str) -> nodes.paragraph:
+    """Where the book is one PDF: beside the pages that are published, or made by a command."""
+    if base:
+        pdf: nodes.Node = nodes.reference("", "one PDF", refuri=f"{base}book.pdf")
+        return nodes.paragraph("", "", nodes.Text("On paper: the book is "), pdf, nodes.Text("."))
+    command = nodes.literal("", "make pdf")
+    return nodes.paragraph("", "", nodes.Text("On paper: "), command, nodes.Text(" prints the book as one PDF."))
+
+
+class OnPaper(SphinxDirective):
+    def run(self) -> list[nodes.Node]:
+        return [on_paper(self.config.html_baseurl)]
+
+
 def setup(app: Sphinx) -> dict[str, object]:
     app.add_directive("citation", Citation)
+    app.add_directive("on-paper", OnPaper)
     app.connect("config-inited", address_or_none, priority=100)
     app.connect("html-page-context", describe)
     app.connect("build-finished", first_page, priority=100)
