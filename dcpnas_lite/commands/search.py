@@ -155,30 +155,31 @@ def search_into(
         remember()
         last = {f"final/{t}": a.numpy() for t, a in result.alphas.items()}
         files.write(out / "history.npz", files.arrays_to_bytes(result.history | last, compress=True))
-        files.write(out / "summary.json", files.seal(summary(config.seed, result, config.space, args.data), SUMMARY))
+        files.write(out / "summary.json", files.seal(summary(config, result, args.data), SUMMARY))
         files.write(out / "genotype.json", result.genotype.to_json() + "\n")  # last: the search is finished
         draw({"cell.png": partial(plots.cell, result.genotype)}, out)
     written = ", ".join(name for name in RESULTS if (out / name).exists())
     return 0, f"{result_text(out)}\nsearched in {result.seconds:.0f} s; written to {out}: {written}"
 
 
-def summary(seed: int, result: SearchResult, space: str, data_name: str) -> dict:
+def summary(config: SearchConfig, result: SearchResult, data_name: str) -> dict:
     """A search in one row: its cell, the last losses and the last distance D, and its `Worth`; null where there is none."""
-    row = {"seed": seed, "cell": cell_text(result.genotype)}
+    row = {"seed": config.seed, "cell": cell_text(result.genotype)}
     for code, name in enumerate(("parent", "child")):
         for quantity in ("weight_loss", "alpha_loss"):
             values = result.history[quantity][result.history["network"] == code] if result.history else []
             row[f"{name}_{quantity}"] = float(values[-1]) if len(values) else None
     distances = [d for d in result.history.get("distance", ()) if not math.isnan(d)]
     row |= {"distance": float(distances[-1]) if distances else None, "seconds": round(result.seconds, 1)}
-    value = worth(result.genotype, space, data_name)
+    value = worth(result.genotype, config.space, data_name, config.block)
     return row | (dataclasses.asdict(value) if value else dict.fromkeys(f.name for f in dataclasses.fields(Worth)))
 
 
 def result_text(folder: Path) -> str:
     """Where the search of a folder ended."""
     run = read_run(folder)
-    where = f"space {run['search']['space']}, data {run['data']}, seed {run['search']['seed']}"
+    config = run["search"]
+    where = f"space {config['space']}, data {run['data']}, seed {config['seed']}"
     cell = read_genotype(folder / "genotype.json")
-    value = worth(cell, run["search"]["space"], run["data"])
+    value = worth(cell, config["space"], run["data"], config.get("block", "plain"))
     return f"{where}\n{cell}" + (f"\n{value}" if value else "")

@@ -54,7 +54,7 @@ class MicroBench:
 
     @classmethod
     def load(cls, name: str | os.PathLike = "digits") -> MicroBench:
-        """Read the shipped table `name` (digits, fashion_mnist) or the file at that path.
+        """Read the shipped table `name` (digits, digits-shortcut with 1 bit alone, fashion_mnist) or the file at that path.
 
         Raises FileNotFoundError where there is neither, ValueError for a file that is no table or a damaged one.
         """

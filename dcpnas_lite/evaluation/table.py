@@ -79,7 +79,7 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe("digits", {}, TrainConfig(channels=16, layers=3, epochs=12, batch=64)),
-    "digits-shortcut": Recipe(  # its table is still being built, in benchmarks
+    "digits-shortcut": Recipe(
         "digits", {}, TrainConfig(channels=16, layers=3, epochs=12, batch=64, block="shortcut", statistics="exact")
     ),
     "fashion_mnist": Recipe(

@@ -33,19 +33,20 @@ class Worth:
                 f"{best_of} trained random cells")  # fmt: skip
 
 
-def worth(cell: Genotype, space: str, data: str) -> Worth | None:
-    """What the cell of a search is worth; None where there is no table of its space and data set."""
-    if space != "micro" or data not in RECIPES:
+def worth(cell: Genotype, space: str, data: str, block: str = "plain") -> Worth | None:
+    """What the cell of a search is worth; None where there is no table of its space, data set and 1-bit block."""
+    name = data if block == "plain" else f"{data}-{block}"
+    if space != "micro" or name not in RECIPES:
         return None
-    bench, medians = _table(data)
+    bench, medians = _table(name)
     percentile = bench.percentile(cell)
     enough = np.flatnonzero(medians >= percentile)
     return Worth(round(percentile, 1), round(100 * bench.regret(cell)[0], 1), int(enough[0]) + 1 if len(enough) else None)
 
 
 @lru_cache
-def _table(data: str) -> tuple[MicroBench, np.ndarray]:
+def _table(name: str) -> tuple[MicroBench, np.ndarray]:
     """A table, and the median percentile of the best of 1 … MOST random cells; where chance lowers it, that of fewer."""
-    bench = MicroBench.load(data)
+    bench = MicroBench.load(name)
     medians = [np.median([bench.percentile(c) for c in random_search(bench, n, 201)]) for n in range(1, MOST + 1)]
     return bench, np.maximum.accumulate(medians)
