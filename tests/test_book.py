@@ -392,6 +392,17 @@ def test_page_in_a_browser(visit, name, request):
         assert width != 1400 or page.evaluate(CLIPPED) == [], "code or outputs are cut off"
 
 
+def test_figures_have_two_pixels_for_one_of_the_page_and_keep_their_shape(visit):
+    page = visit("12-does-it-work.html")
+    sizes = "all => all.map(i => [i.naturalWidth, i.naturalHeight, i.clientWidth, i.clientHeight])"
+    for width in (390, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        figures = page.eval_on_selector_all("article .cell_output img", sizes)
+        assert len(figures) >= 5
+        for wide, high, shown_wide, shown_high in figures:
+            assert wide >= 2 * shown_wide and shown_high == pytest.approx(shown_wide * high / wide, abs=1.5)
+
+
 def test_wide_equations_start_at_their_left_edge_on_a_phone(visit):
     page = visit("09-tangent.html")
     page.set_viewport_size({"width": 390, "height": 844})
