@@ -12,19 +12,19 @@ table: default-digits.csv, default-fashion_mnist.csv, selection-digits.csv. Thei
 for each reading of its supernet: a row without "selection" is what the strength of α says, one without "finalists" what
 perturbation says before a final.
 
-Small searches can also run many side by side in one wide supernet (`wide.py`, held against `algorithm10` by a test), 60 of them
-in about six minutes of one core:
+Chapters 12 and 13 also need small searches, where there is more room for differences:
 
     SMALL='"channels": 4, "batch": 16, "rounds": 4, "steps": 9, "alpha_lr": 0.06'
-    $MAKE runs/small-digits.jsonl --wide 60 --changes "{$SMALL}"
-    $MAKE runs/small-fashion.jsonl --wide 60 --changes "{$SMALL}" --data fashion_mnist --seeds 0 5
-    $MAKE runs/lambda-digits.jsonl --wide 60 --changes "{$SMALL, \"lam\": 10.0}" --methods dcp-nas
+    $MAKE runs/small-digits.jsonl --changes "{$SMALL}"
+    $MAKE runs/small-fashion.jsonl --changes "{$SMALL}" --data fashion_mnist --seeds 0 5
+    $MAKE runs/lambda-digits.jsonl --changes "{$SMALL, \"lam\": 10.0}" --methods dcp-nas
 
-They make methods-digits.csv, methods-fashion_mnist.csv and lambda-digits.csv, and a GPU made tuning-digits.csv.gz so.
+They make methods-digits.csv, methods-fashion_mnist.csv and lambda-digits.csv. A search of the default takes about a minute of one
+core, a small one a quarter of that; `--scheduler` spreads them over a cluster.
 
 The hyper-parameters are chosen on the validation accuracy of the tables with the seeds of TUNING,
-and everything else runs with other seeds. A row per search is appended: the cell it returns; a wide supernet appends one after
-each round. A search that has its row is not run again.
+and everything else runs with other seeds; tuning-digits.csv.gz has those searches. A row per search and reading is appended: the
+cell it returns. A search that has its row is not run again.
 """
 
 from __future__ import annotations
@@ -35,40 +35,30 @@ import dataclasses
 import gzip
 import itertools
 import json
-import sys
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent))
-from wide import perturbed, searches, shared
 
 from dcpnas_lite import files
 from dcpnas_lite.data import Data
 from dcpnas_lite.engine import jobs as pool
-from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.engine.config import AS_PRINTED, SearchConfig
+from dcpnas_lite.engine.config import METHODS as NAMED
 from dcpnas_lite.engine.search import search
 from dcpnas_lite.evaluation import cells, table
-from dcpnas_lite.network.genotype import discretize
-from dcpnas_lite.network.supernet import MICRO
+from dcpnas_lite.method.backtracking import Refreshed
 
 TUNING = range(1000, 1020)
 
-CP_NAS = {"lam": 0.0, "backtracking": "none"}
-#: What each method changes. "as printed" climbs the tangent distance: the sentence after 4.41 read literally, F without a minus.
-METHODS = {
-    "dcp-nas": {},
-    "cp-nas": CP_NAS,
+#: What each method changes: those of the command line, and DCP-NAS with one part changed.
+METHODS = NAMED | {
     "without backtracking": {"backtracking": "none"},
     "without tangent": {"lam": 0.0},
     "without L_R": {"mu": 0.0},
-    "as printed": {"psi_shape": "edge", "absolute": True, "eq_4_41": "printed"},
+    "as printed": {name: value for name, value in AS_PRINTED.items() if name not in ("selection", "finalists")},
     "distance L1": {"distance": "L1"},
     "distance cosine": {"distance": "cosine"},
     "psi scalar": {"psi_shape": "scalar"},
@@ -76,8 +66,15 @@ METHODS = {
     "psi edge": {"psi_shape": "edge"},
     "without |.|": {"absolute": False},
     "refreshed": {"backtracking": "refreshed"},
-    "darts": CP_NAS | {"networks": "parent", "mu": 0.0},
-    "bnas": CP_NAS | {"networks": "child"},
+    "every step": {},
+    "every step, Adam's": {},
+    "every step, Child": {},
+}
+#: Methods with a rule of their own: the exact one-step coupling at every step.
+RULES = {
+    "every step": Refreshed(1),
+    "every step, Adam's": Refreshed(1, by="optimizer"),
+    "every step, Child": Refreshed(1, networks=["child"]),
 }
 
 Job = tuple[str, dict, int]  # method, changes, seed
@@ -89,36 +86,11 @@ def configured(method: str, changes: dict, seed: int) -> SearchConfig:
     return config if config.networks == "both" else dataclasses.replace(config, rounds=2 * config.rounds)
 
 
-def groups(jobs: list[Job], size: int) -> Iterator[list[Job]]:
-    """The jobs that can run side by side, `size` at most."""
-    for _, group in itertools.groupby(jobs, lambda job: shared(configured(*job))):
-        group = list(group)
-        yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def line(job: Job, round_: int, alpha: Tensor, seconds: float) -> str:
-    """The row of a search: the cell is the one that the strength of α names."""
-    return json.dumps([*job, round_, cells.index(discretize(MICRO, {"normal": alpha})), round(seconds, 1)]) + "\n"
-
-
 def read_as(job: Job, reading: str) -> Job:
     """The job whose row says what an earlier reading of the same supernet names: "strength" or "perturbation"."""
     method, changes, seed = job
     later = {"strength": ("selection", "finalists", "final_epochs"), "perturbation": ("finalists", "final_epochs"), "final": ()}
     return method, {name: value for name, value in changes.items() if name not in later[reading]}, seed
-
-
-def run(data, jobs: list[Job], path: Path, device: str) -> None:
-    """Run the jobs side by side and append a row per search and round to `path`."""
-    configs, started = [configured(*job) for job in jobs], time.perf_counter()
-
-    def each_round(round_: int, alpha: Tensor, loss) -> None:
-        read = [(read_as(job, "strength"), a) for job, a in zip(jobs, alpha, strict=True)]
-        if configs[0].selection == "perturbation":
-            read += zip(jobs, perturbed(alpha, loss), strict=True)
-        table.append(path, "".join(line(job, round_, a, time.perf_counter() - started) for job, a in read))
-
-    searches(data, configs, device, each_round)
 
 
 def prepare(name: str, root: str | None) -> Data:
@@ -129,15 +101,15 @@ def prepare(name: str, root: str | None) -> Data:
 def search_one(job: Job, data: Data) -> str:
     """One plain search; a row for every reading of its supernet."""
     config = configured(*job)
-    result = search(data, config)
-    cell = {reading: (config.rounds, cells.index(found), round(result.seconds, 1)) for reading, found in result.readings.items()}
+    result = search(data, config, RULES.get(job[0]))
+    cell = {reading: (cells.index(found), round(result.seconds, 1)) for reading, found in result.readings.items()}
     return "".join(json.dumps([*read_as(job, reading), *row]) + "\n" for reading, row in cell.items())
 
 
 def finished(path: Path) -> list[tuple[str, dict, int, int]]:
-    """(method, changes, seed, cell) of the searches of `path` that ran to their end."""
+    """(method, changes, seed, cell) of the searches of `path`."""
     rows = [json.loads(text) for text in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
-    return [(m, c, s, cell) for m, c, s, round_, cell, _ in rows if round_ == configured(m, c, s).rounds]
+    return [(m, c, s, cell) for m, c, s, cell, _ in rows]
 
 
 def whole(path: Path) -> None:
@@ -166,10 +138,8 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs=2, default=(0, 20), metavar=("FIRST", "END"))
     p.add_argument("--root")
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--wide", type=int, metavar="N", help="N searches side by side")
-    p.add_argument("--device", default="cpu", help="of --wide")
-    p.add_argument("--workers", type=int, default=2, help="processes of one thread each, without --wide")
-    p.add_argument("--scheduler", metavar="tcp://HOST:8786", help="of a Dask cluster that searches, without --wide")
+    p.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    p.add_argument("--scheduler", metavar="tcp://HOST:8786", help="of a Dask cluster that searches")
     p.add_argument("--collect", type=Path, metavar="TABLE", help="run nothing; write the finished searches of OUT to this table")
     p.add_argument("--tuning", action="store_true", help="collect: the searches with tuning seeds, and no others")
     args = p.parse_args()
@@ -185,14 +155,6 @@ def search_all(args: argparse.Namespace) -> None:
     """Run the searches that `args.out` lacks."""
     done = [row[:3] for row in finished(args.out)]
     jobs = [(m, c, s) for s, m, c in itertools.product(range(*args.seeds), args.methods, args.changes) if (m, c, s) not in done]
-    if args.wide:
-        torch.set_num_threads(1)
-        torch.backends.cudnn.allow_tf32 = False
-        data = table.RECIPES[args.data].load(args.root)
-        jobs.sort(key=lambda job: (args.changes.index(job[1]), args.methods.index(job[0])))
-        for group in groups(jobs, args.wide):
-            run(data, group, args.out, args.device)
-        return
     found = pool.run(jobs, search_one, args.workers, partial(prepare, args.data, args.root), scheduler=args.scheduler)
     with contextlib.closing(found) as rows:
         for _, row in tqdm(rows, total=len(jobs), mininterval=5):

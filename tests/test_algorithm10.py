@@ -14,6 +14,7 @@ from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import search
 from dcpnas_lite.method import algorithm10 as module
 from dcpnas_lite.method.algorithm10 import algorithm10
+from dcpnas_lite.method.backtracking import Refreshed
 from dcpnas_lite.network.supernet import MICRO, Space
 
 SMALL = Space("small", 1, 2, ("normal",), ("none", "skip_connect", "max_pool_3x3", "dil_conv_3x3", "sep_conv_3x3"))
@@ -83,6 +84,11 @@ def test_a_rule_of_ones_own(data):
         return step.alpha_next - 0.5 * torch.where(coupling * step.gradient < 0, coupling, 0.0)
 
     same(data, tiny(), SMALL, against)
+
+
+@pytest.mark.parametrize("rule", [Refreshed(2, 2.0, "optimizer"), Refreshed(1, 2.0, networks=["child"])], ids=["by", "networks"])
+def test_the_coupling_of_the_optimizers_step_and_of_one_network(data, rule):
+    same(data, tiny(), SMALL, rule)
 
 
 @pytest.mark.parametrize("line", ["eq_4_29", "eq_4_41", "eq_4_52"])

@@ -161,7 +161,7 @@ def test_networks_and_cell_types_have_psi_of_their_own():
 
 def test_a_rule_leaves_its_arguments_alone():
     for rule in (Learned(), Refreshed(1), no_backtracking):
-        step = step_at(normal(E, M), normal(E, M, seed=1), normal(E, M, seed=2), coupling=lambda: normal(E, M, seed=3))
+        step = step_at(normal(E, M), normal(E, M, seed=1), normal(E, M, seed=2), coupling=lambda *by: normal(E, M, seed=3))
         copies = {f.name: v.clone() for f in dataclasses.fields(step) if isinstance(v := getattr(step, f.name), torch.Tensor)}
         rule(step)
         assert all(torch.equal(getattr(step, name), copy) for name, copy in copies.items())
@@ -173,7 +173,7 @@ def test_a_rule_leaves_its_arguments_alone():
 def some_step(**changes) -> ArchitectureStep:
     tensors = normal(E, M), normal(E, M, seed=1), normal(E, M, seed=2)
     measured = normal(E, M, seed=3)
-    return dataclasses.replace(step_at(*tensors, coupling=lambda: measured), **changes)
+    return dataclasses.replace(step_at(*tensors, coupling=lambda *by: measured), **changes)
 
 
 def test_a_rule_may_change_what_it_is_given_and_what_it_returned():
@@ -291,6 +291,9 @@ def test_tau_is_how_many_operations_are_left_out(tau, columns):
         (lambda: Learned(psi=True), "psi: expected a finite number, got True"),
         (lambda: Learned(tau=-1), "tau: expected an integer of at least 0, got -1"),
         (lambda: Learned(tau=4.0), "tau: expected an integer of at least 0, got 4.0"),
+        (lambda: Refreshed(by="adam"), "by: expected one of gradient, optimizer, got 'adam'"),
+        (lambda: Refreshed(networks=()), "networks: expected parent, child or both, got \\(\\)"),
+        (lambda: Refreshed(networks=["teacher"]), "networks: expected parent, child or both, got \\['teacher'\\]"),
         (lambda: Refreshed(0), "every: expected an integer of at least 1, got 0"),
         (lambda: Refreshed(2.5), "every: expected an integer of at least 1, got 2.5"),
         (lambda: Refreshed(eta=None), "eta: expected a finite number of at least 0, got None"),
@@ -314,7 +317,7 @@ def test_state_dict_round_trip_in_the_middle(make):
     def run(rule, alpha, steps):
         for t in steps:
             arguments = alpha - 0.05 * normal(E, M, seed=t), normal(E, M, seed=100 + t)
-            alpha = rule(step_at(alpha, *arguments, index=t, coupling=lambda t=t: normal(E, M, seed=200 + t)))
+            alpha = rule(step_at(alpha, *arguments, index=t, coupling=lambda *by, t=t: normal(E, M, seed=200 + t)))
         return alpha
 
     whole, first, second = make(), make(), make()
@@ -327,27 +330,37 @@ def test_state_dict_round_trip_in_the_middle(make):
     assert torch.equal(run(second, half, range(2, 5)), expected)
 
 
-def test_refreshed_measures_every_k_steps_and_applies_minus_the_coupling():
-    asked, rule = [], Refreshed(every=3, eta=0.5)
+@pytest.mark.parametrize("by", ["gradient", "optimizer"])
+def test_refreshed_measures_every_k_steps_and_applies_minus_the_coupling(by):
+    asked, rule = [], Refreshed(3, 0.5, by)
 
-    def coupling(t):
-        asked.append(t)
+    def coupling(t, by):
+        asked.append((t, by))
         return normal(E, M, seed=t)
 
     for t in range(7):
         alpha_next = normal(E, M, seed=50 + t)
-        got = rule(step_at(normal(E, M), alpha_next, normal(E, M), index=t, coupling=lambda t=t: coupling(t)))
+        got = rule(step_at(normal(E, M), alpha_next, normal(E, M), index=t, coupling=lambda by, t=t: coupling(t, by)))
         torch.testing.assert_close(got, alpha_next - 0.5 * normal(E, M, seed=t // 3 * 3), rtol=0, atol=1e-15)
-    assert asked == [0, 3, 6]
+    assert asked == [(0, by), (3, by), (6, by)]
 
 
 def test_refreshed_keeps_a_correction_for_each_network_and_cell_type():
     rule, keys = Refreshed(every=2, eta=1.0), [(n, t) for n in ("parent", "child") for t in ("normal", "reduce")]
     for index in (0, 1):
         for k, key in enumerate(keys):
-            coupling = (lambda k=k: torch.full((E, M), float(k))) if index == 0 else no_coupling
+            coupling = (lambda by, k=k: torch.full((E, M), float(k))) if index == 0 else no_coupling
             got = rule(step_at(normal(E, M), torch.zeros(E, M), normal(E, M), *key, index=index, coupling=coupling))
             assert (got == -k).all()
+
+
+def test_refreshed_in_one_network_leaves_the_other_alone():
+    rule, alpha_next = Refreshed(1, 1.0, networks=["child"]), normal(E, M)
+    got = rule(step_at(normal(E, M, seed=1), alpha_next, normal(E, M), "parent", coupling=no_coupling))
+    assert torch.equal(got, alpha_next)
+    C = normal(E, M, seed=2)
+    got = rule(step_at(normal(E, M, seed=1), alpha_next, normal(E, M), "child", coupling=lambda by: C))
+    torch.testing.assert_close(got, alpha_next - C, rtol=0, atol=1e-15)
 
 
 # -- R(w_m) on a supernet ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from dcpnas_lite.derivation import trace
 from dcpnas_lite.derivation.responses import Unrolled
-from dcpnas_lite.method.coupling import cosine, one_step_coupling
+from dcpnas_lite.method.coupling import CLIP, adam_moves, cosine, one_step_coupling
 from dcpnas_lite.method.objectives import nas_loss
 
 XI = 0.3
@@ -101,6 +102,73 @@ def test_coupling_against_differences_of_the_whole_derivative():
             total[index] = (ends[0] - ends[1]) / (2 * step)
         assert c.norm() > 1e-3 and d.norm() > 1e-3
         torch.testing.assert_close(c, total - d, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_coupling_of_adams_step_against_differences_of_the_whole_derivative(scale):
+    """As above with the step that torch's own Adam does, of a gradient that is clipped (the large one) or not."""
+    net, weights, alphas = small()
+    loud = lambda net: scale * weight_loss(net)  # noqa: E731
+    optimizer = torch.optim.Adam(weights, lr=0.05)
+
+    def step():
+        optimizer.zero_grad()
+        for w, g in zip(weights, torch.autograd.grad(loud(net), weights), strict=True):
+            w.grad = g
+        norm = torch.nn.utils.clip_grad_norm_(weights, CLIP)
+        optimizer.step()
+        return norm
+
+    for _ in range(3):
+        step()
+    before, state = [w.detach().clone() for w in weights], copy.deepcopy(optimizer.state_dict())
+    values = [a.detach().clone() for a in alphas]
+
+    def set_back(moved):
+        with torch.no_grad():
+            for p, value in zip([*weights, *alphas], [*before, *moved], strict=True):
+                p.copy_(value)
+        optimizer.load_state_dict(copy.deepcopy(state))
+
+    coupling = one_step_coupling(net, loud, alpha_loss, weights, alphas, adam_moves(optimizer))
+    assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
+    assert str(optimizer.state_dict()) == str(state)
+    assert (step() > CLIP) == (scale > 1)
+    direct = torch.autograd.grad(alpha_loss(net), alphas)
+    for k, (c, d) in enumerate(zip(coupling, direct, strict=True)):
+        total, eps = torch.zeros_like(c), 1e-5
+        for index in itertools.product(*map(range, c.shape)):
+            ends = []
+            for sign in (1, -1):
+                moved = [v.clone() for v in values]
+                moved[k][index] += sign * eps
+                set_back(moved)
+                step()
+                ends.append(alpha_loss(net).item())
+            total[index] = (ends[0] - ends[1]) / (2 * eps)
+        assert c.norm() > 1e-3 and d.norm() > 1e-3
+        torch.testing.assert_close(c, total - d, rtol=0, atol=1e-8)
+
+
+def test_a_weight_without_gradient_has_no_coupling_by_adams_step_either():
+    class Idle(Small):
+        def __init__(self):
+            super().__init__()
+            self.idle = nn.Parameter(normal(2, 3))
+
+        def forward(self, x):
+            return super().forward(x) + 0.0 * self.idle.sum() * self.alphas[0].sum()
+
+    found = []
+    for net in (Small(), Idle()):
+        alphas = list(net.alphas)
+        weights = [p for p in net.parameters() if all(p is not a for a in alphas)]
+        optimizer = torch.optim.Adam(weights, lr=0.05)
+        weight_loss(net).backward()
+        optimizer.step()
+        found.append(one_step_coupling(net, weight_loss, alpha_loss, weights, alphas, adam_moves(optimizer)))
+    for without, with_idle in zip(*found, strict=True):
+        torch.testing.assert_close(with_idle, without, rtol=0, atol=1e-12)
 
 
 def test_coupling_changes_nothing():

@@ -1,4 +1,4 @@
-"""The searches of chapter 12 and the wide networks that made its tables: each member is what it is alone."""
+"""The searches of chapter 12, and the wide networks that made its ground truth: each member is what it is alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import search
 from dcpnas_lite.evaluation import microbench as mb
 from dcpnas_lite.network.discrete import DiscreteNetwork
-from dcpnas_lite.network.genotype import discretize
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import search_methods  # noqa: E402
-import wide  # noqa: E402
 from tables_gpu import Wide  # noqa: E402
 
 
@@ -68,66 +66,31 @@ def test_a_wide_network_is_its_members(binary):
     torch.testing.assert_close(many.stem[0].weight.grad, torch.cat([n.stem[0].weight.grad for n in nets]), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("changes", [{"lam": 3.0}, {"backtracking": "refreshed", "refresh": 1}, {"networks": "parent"},
-    {"lam": 3.0, "eq_4_41": "printed", "eq_4_52": "printed"}])  # fmt: skip
-def test_a_wide_search_is_its_members(changes, monkeypatch):
-    monkeypatch.setattr(torch, "multinomial", lambda p, n, generator=None: p.argmax(-1, keepdim=True))
-    data = digits(size=8)
-    base = {"channels": 2, "layers": 1, "rounds": 2, "steps": 1, "batch": 16, "mu": 1e-3}
-    configs = [SearchConfig(seed=s, **(base | changes)) for s in (3, 8)]
-    found = wide.searches(data, configs, "cpu", progress=False)
-    for alpha, config in zip(found, configs, strict=True):
-        torch.testing.assert_close(alpha, search(data, config).alphas["normal"], rtol=0, atol=2e-4)
-
-
-def test_only_searches_of_one_shape_run_many():
-    changes = {"channels": 2, "layers": 1, "rounds": 1, "steps": 1, "batch": 16}
-    jobs = [(method, changes, seed) for method in ("dcp-nas", "psi edge", "darts", "bnas") for seed in range(3)]
-    groups = list(search_methods.groups(jobs, 4))
-    assert [len(group) for group in groups] == [4, 2, 3, 3] and sum(groups, []) == jobs
-    mixed = [search_methods.configured(*job) for job in (jobs[0], jobs[-1])]
-    others = [[search_methods.configured("dcp-nas", changes | c, 0)] for c in ({"curvature": "hessian"}, {"eq_4_29": "printed"})]
-    for configs in (mixed, *others):
-        with pytest.raises(ValueError, match="expected sampled curvature, 4.29 derived, and no difference but in seed"):
-            wide.searches(None, configs, "cpu")
-
-
-def test_a_wide_selection_is_its_members(tmp_path):
-    data = digits(size=8)
-    changes = {"channels": 2, "layers": 1, "rounds": 1, "steps": 2, "batch": 16, "selection": "perturbation"}
-    jobs = [("cp-nas", changes, seed) for seed in (0, 1)]
-    search_methods.run(data, jobs, tmp_path / "a.jsonl", "cpu")
-    expected = []
-    for *_, seed in jobs:
-        result = search(data, search_methods.configured("cp-nas", changes, seed))
-        expected.append((mb.index(discretize(mb.MICRO, result.alphas)), mb.index(result.genotype)))
-    rows = search_methods.finished(tmp_path / "a.jsonl")
-    cells = {(seed, "selection" in c): cell for _, c, seed, cell in rows}
-    assert [(cells[seed, False], cells[seed, True]) for seed in (0, 1)] == expected
-    assert len({pair[1] for pair in expected}) > 1
-
-
 def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
     data, changes = digits(size=8), {"channels": 2, "layers": 1, "rounds": 2, "steps": 1, "batch": 16, "lam": 30.0}
+    changes |= {"eta": 20.0, "selection": "perturbation"}
     seen = []
     monkeypatch.setattr(search_methods, "search", lambda *a: seen.append(search(*a)) or seen[-1])
-    rows = [search_methods.search_one((method, changes, 3), data) for method in ("psi edge", "as printed")]
-    derived, printed = seen  # the same but for the sign: one climbs where the other descends
-    config = SearchConfig(**changes, seed=3, psi_shape="edge")
-    assert torch.equal(derived.alphas["normal"], search(data, config).alphas["normal"]) and len(seen) == 2
+    methods = ["psi edge", "as printed", "refreshed", *search_methods.RULES]
+    rows = [search_methods.search_one((method, changes, 3), data) for method in methods]
     courses = [r.history["alpha/normal"] for r in seen]
-    assert np.array_equal(courses[0][0], courses[1][0])  # the Parent's step
-    assert not np.array_equal(courses[0][-1], courses[1][-1])
+    config = SearchConfig(**changes, seed=3, psi_shape="edge")
+    assert np.array_equal(courses[0], search(data, config).history["alpha/normal"]) and len(seen) == len(methods)
+    for k, mine in enumerate(courses):  # as many methods, as many ways to correct α
+        assert not any(np.array_equal(mine, other) for other in courses[:k]), methods[k]
+    cells = [mb.index(r.readings["perturbation"]) for r in seen]
     path = tmp_path / "a.jsonl"
-    alpha = torch.eye(8)[[6, 5, 4]]
-    for method, seed, round_ in (("psi edge", 1003, 2), ("darts", 3, 1)):
-        rows.append(search_methods.line((method, changes, seed), round_, alpha, 1.0))
-    path.write_text("".join(rows) + '["darts", {')  # the beginning of a row, as a kill leaves it
+    path.write_text("".join(rows) + json.dumps(["psi edge", changes, 1003, 5, 1.0]) + '\n["darts", {')  # as a kill leaves it
     search_methods.whole(path)
-    cells = [mb.index(r.genotype) for r in seen]
-    assert search_methods.finished(path) == [
-        ("psi edge", changes, 3, cells[0]), ("as printed", changes, 3, cells[1]),
-        ("psi edge", changes, 1003, mb.index(["sep_conv_3x3", "avg_pool_3x3", "max_pool_3x3"])),
+    found = search_methods.finished(path)
+    assert len(found) == 2 * len(methods) + 1
+    by_strength = {name: value for name, value in changes.items() if name != "selection"}
+    assert found[:2] == [
+        ("psi edge", by_strength, 3, mb.index(seen[0].readings["strength"])), ("psi edge", changes, 3, cells[0]),
     ]  # fmt: skip
-    search_methods.collect(path, tmp_path / "a.csv", tuning=False)  # neither tuning seeds nor searches that are still under way
-    assert mb.cells_found(tmp_path / "a.csv") == {"as printed": {3: cells[1]}, "psi edge": {3: cells[0]}}
+    search_methods.collect(path, tmp_path / "a.csv", tuning=False)
+    collected = mb.searches_found(tmp_path / "a.csv").dropna(subset="selection")
+    assert dict(collected[["method", "cell"]].to_numpy()) == dict(zip(methods, cells, strict=True))
+    assert set(collected["seed"]) == {3}
+    search_methods.collect(path, tmp_path / "b.csv.gz", tuning=True)
+    assert mb.searches_found(tmp_path / "b.csv.gz")[["seed", "cell"]].to_numpy().tolist() == [[1003, 5]]

@@ -235,7 +235,7 @@ class SearchRun:
         else:
             for w, g in zip(net.weights(), torch.autograd.grad(loss, net.weights()), strict=True):
                 w.grad = g
-        torch.nn.utils.clip_grad_norm_(net.weights(), 5.0)
+        torch.nn.utils.clip_grad_norm_(net.weights(), couplings.CLIP)
         optimizer.step()
         return mean_loss.item()
 
@@ -273,11 +273,11 @@ class SearchRun:
         _finite(f"the {name}'s α", *after)
         _set(alphas, before)  # the coupling belongs to α^t and to the weights after the weight step
 
-        measured: list[list[Tensor]] = []
-        def coupling(i: int) -> Tensor:
-            if not measured:
-                measured.append(self.coupling(name, train, validation, soft))
-            return measured[0][i]
+        measured: dict[str, list[Tensor]] = {}
+        def coupling(i: int, by: str = "gradient") -> Tensor:
+            if by not in measured:
+                measured[by] = self.coupling(name, train, validation, soft, by)
+            return measured[by][i]
 
         index = n - config.warmup * config.steps
         measures = config.measure_every and index % config.measure_every == 0
@@ -299,7 +299,7 @@ class SearchRun:
                 record[f"psi/{cell_type}"] = psi[cell_type].expand_as(a).detach().cpu().clone()
         if measures:
             corrections = [a.detach() - b for a, b in zip(alphas, after, strict=True)]
-            record |= self.measure(net, x, teacher, measured[0], before, corrections, gradient, n)
+            record |= self.measure(net, x, teacher, measured["gradient"], before, corrections, gradient, n)
         return record
 
     def draws(self, n: int) -> Callable[[Tensor], Tensor]:
@@ -309,8 +309,9 @@ class SearchRun:
 
     # -- measurements -------------------------------------------------------------------------------------------------
 
-    def coupling(self, name: str, train: tuple, validation: tuple, soft: Sequence[Tensor | None]) -> list[Tensor]:
-        """C of one weight step of size weight_lr by plain gradient descent, at the present α (see `one_step_coupling`).
+    def coupling(self, name: str, train: tuple, validation: tuple, soft: Sequence[Tensor | None], by: str) -> list[Tensor]:
+        """C of one weight step at the present α (see `one_step_coupling`), by plain "gradient" descent of size weight_lr or by
+        the "optimizer".
 
         The architecture loss is L_NAS for the Parent and −G for the Child. Every process measures on the whole batches.
         """
@@ -318,7 +319,8 @@ class SearchRun:
         net, (learned, judged) = self.networks[name], [None if s is None else self.group.whole(s) for s in soft]
         by_alphas = lambda call: objectives.alpha_loss(call(x), y, judged)  # noqa: E731
         by_weights = self.weight_loss(name, (u, v), learned)
-        return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), self.config.weight_lr)
+        step = self.config.weight_lr if by == "gradient" else couplings.adam_moves(self.weight_optimizers[name])
+        return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), step)
 
     def measure(self, net, x, soft, measured, alphas, corrections, gradient, n: int) -> dict:
         """The record of `measure_every`: see `search`."""

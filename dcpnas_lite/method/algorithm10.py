@@ -40,7 +40,7 @@ def algorithm10(
     with initialised_by(torch.Generator().manual_seed(config.seed)):
         sizes = config.channels, config.layers, len(data.classes), data.channels
         nets = {name: Supernet(space, *sizes, binary=name == "child") for name in names}
-    optimizers = {name: _optimizers(net, name == "parent" and len(names) == 2, config) for name, net in nets.items()}
+    optimizers = {name: _optimizers(net, config.parent_share if name != names[-1] else 1.0, config) for name, net in nets.items()}
     rule, records = config.rule() if rule is None else rule, []
     for round_ in range(config.rounds):
         for name in names:
@@ -56,7 +56,7 @@ def algorithm10(
                 loss = _weight_step(net, optimizers[name][0], *train, to_learn, n, config)
                 if searching:
                     problems = (*train, to_learn), (*validation, to_judge)
-                    record = _alpha_step(name, net, optimizers[name][1], *problems, direction, n, config, rule)
+                    record = _alpha_step(name, net, optimizers[name], *problems, direction, n, config, rule)
                     records.append({"network": float(name == "child"), "weight_loss": loss} | record)
             if len(names) == 2:
                 nets["child" if name == "parent" else "parent"].inherit(net)
@@ -70,26 +70,27 @@ def _weight_step(net, optimizer, x, y, soft, n: int, config) -> float:
     loss = objectives.weight_loss(net, net(x), y, soft, config.lam, config.mu)
     for w, g in zip(net.weights(), torch.autograd.grad(loss, net.weights()), strict=True):
         w.grad = g
-    torch.nn.utils.clip_grad_norm_(net.weights(), 5.0)
+    torch.nn.utils.clip_grad_norm_(net.weights(), couplings.CLIP)
     optimizer.step()
     return loss.item()
 
 
-def _alpha_step(name: str, net, optimizer, train, validation, direction, n: int, config, rule) -> dict:
+def _alpha_step(name: str, net, optimizers, train, validation, direction, n: int, config, rule) -> dict:
     """α^{t+1} = α^t − η₁ ∂L/∂α^t by Adam, corrected for the coupling of α and w by the rule (4.43, 4.50-4.53)."""
     (x, y, soft), (u, v, judged) = train, validation
     loss, d, gradient = _alpha_gradient(net, u, v, judged, direction, n, config)
     before = [a.detach().clone() for a in net.alphas()]
     for a, g in zip(net.alphas(), gradient, strict=True):
         a.grad = g.clone()
-    optimizer.step()
+    optimizers[1].step()
     after = [a.detach().clone() for a in net.alphas()]
     _set(net, before)  # the coupling belongs to α^t
 
-    def coupling(i: int) -> Tensor:
+    def coupling(i: int, by: str = "gradient") -> Tensor:
         by_weights = lambda call: objectives.weight_loss(net, call(x), y, soft, config.lam, config.mu)  # noqa: E731
         by_alphas = lambda call: objectives.alpha_loss(call(u), v, judged)  # noqa: E731
-        return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), config.weight_lr)[i]
+        step = config.weight_lr if by == "gradient" else couplings.adam_moves(optimizers[0])
+        return couplings.one_step_coupling(net, by_weights, by_alphas, net.weights(), net.alphas(), step)[i]
 
     index = n - config.warmup * config.steps
     _set(net, [
@@ -138,9 +139,8 @@ def _batch(split: Split, n: int, stream: int, config) -> tuple[Tensor, Tensor]:
     return split[batches(split, size, 2 * config.seed + stream, epoch, drop_last=True)[k]]
 
 
-def _optimizers(net, shares: bool, config) -> tuple[torch.optim.Adam, torch.optim.Adam]:
-    alpha_lr = config.alpha_lr * (config.parent_share if shares else 1.0)
-    by_alphas = torch.optim.Adam(net.alphas(), lr=alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay)
+def _optimizers(net, share: float, config) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+    by_alphas = torch.optim.Adam(net.alphas(), lr=share * config.alpha_lr, betas=(0.5, 0.999), weight_decay=config.alpha_decay)
     return torch.optim.Adam(net.weights(), lr=config.weight_lr), by_alphas
 
 

@@ -20,7 +20,7 @@ optimizer's step alone. A rule of one's own is any callable that keeps to this:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 SHAPES = ("scalar", "operation", "edge", "full")
+STEPS = ("gradient", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class ArchitectureStep:
     alpha_next: Float[Tensor, "E M"]  # α^{t+1}, after the optimizer
     gradient: Float[Tensor, "E M"]  # ∂L/∂α^t
     norms: Float[Tensor, " M"]  # R(w_m)
-    coupling: Callable[[], Float[Tensor, "E M"]]  # measures the exact one-step coupling; costs about three α steps
+    #: Measures the exact one-step coupling at the cost of about three α steps; "gradient" or "optimizer": the step that w takes.
+    coupling: Callable[..., Float[Tensor, "E M"]]
 
 
 Rule = Callable[[ArchitectureStep], Tensor]
@@ -63,7 +65,7 @@ def apply(rule: Rule, step: ArchitectureStep) -> Float[Tensor, "E M"]:
     FloatingPointError where an entry is not finite.
     """
     given = {f.name: v.clone() for f in dataclasses.fields(step) if isinstance(v := getattr(step, f.name), Tensor)}
-    out, alpha = rule(dataclasses.replace(step, **given, coupling=lambda: step.coupling().clone())), step.alpha
+    out, alpha = rule(dataclasses.replace(step, **given, coupling=lambda *by: step.coupling(*by).clone())), step.alpha
     name = getattr(rule, "__name__", type(rule).__name__)
     if not isinstance(out, Tensor) or out.shape != alpha.shape:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -219,17 +221,25 @@ class Refreshed:
     """α̃^{t+1} = α^{t+1} − η C with the exact one-step coupling C (Eq. 4.43), measured anew every `every` steps.
 
     The correction −C itself is applied, not −(C/α) ⊛ α, which is the same number and breaks down where α is near 0.
-    A wrong argument raises ValueError naming it.
+    by: the step of the weights that C is the effect of, plain "gradient" descent by weight_lr or that of the "optimizer".
+    networks: those whose α is corrected. A wrong argument raises ValueError naming it.
     """
 
-    def __init__(self, every: int = 5, eta: float = 0.1):
+    def __init__(self, every: int = 5, eta: float = 0.1, by: str = "gradient", networks: Sequence[str] = ("parent", "child")):
         self.every, self.eta = integer("every", every, 1), number("eta", eta, 0)
+        if by not in STEPS:
+            raise ValueError(f"by: expected one of {', '.join(STEPS)}, got {by!r}")
+        if not networks or set(networks) - {"parent", "child"}:
+            raise ValueError(f"networks: expected parent, child or both, got {networks!r}")
+        self.by, self.networks = by, tuple(networks)
         self.correction: dict[str, Tensor] = {}
 
     def __call__(self, step: ArchitectureStep) -> Float[Tensor, "E M"]:
+        if step.network not in self.networks:
+            return step.alpha_next
         key = f"{step.network}/{step.cell_type}"
         if step.index % self.every == 0 or key not in self.correction:
-            self.correction[key] = -step.coupling()
+            self.correction[key] = -step.coupling(self.by)
         return step.alpha_next + self.eta * self.correction[key]
 
     def state_dict(self) -> dict:
