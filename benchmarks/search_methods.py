@@ -3,28 +3,23 @@ r"""Search methods scored on the micro tables: the tables of chapter 12, each by
     MAKE="python benchmarks/search_methods.py --out"
     DEFAULT='"channels": 16, "layers": 3, "rounds": 4, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
     LARGE='"channels": 16, "layers": 3, "rounds": 6, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
-    $MAKE runs/default-digits.jsonl --changes "{$DEFAULT}" --methods dcp-nas
-    $MAKE runs/default-fashion.jsonl --changes "{$DEFAULT, \"finalists\": 5}" --methods dcp-nas --data fashion_mnist --seeds 0 10
-    $MAKE runs/scored-digits.jsonl --changes "{$LARGE}" --methods dcp-nas cp-nas bnas darts
-
-A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE` writes the finished searches as a
-table: default-digits.csv, default-fashion_mnist.csv, selection-digits.csv. Their rows name all changes. Every search has a row
-for each reading of its supernet: a row without "selection" is what the strength of α says, one without "finalists" what
-perturbation says before a final.
-
-Chapters 12 and 13 also need small searches, where there is more room for differences:
-
     SMALL='"channels": 4, "batch": 16, "rounds": 4, "steps": 9, "alpha_lr": 0.06'
-    $MAKE runs/small-digits.jsonl --changes "{$SMALL}"
-    $MAKE runs/small-fashion.jsonl --changes "{$SMALL}" --data fashion_mnist --seeds 0 5
+    $MAKE runs/default-digits.jsonl --changes "{$DEFAULT}" --methods dcp-nas
+    $MAKE runs/default-fashion_mnist.jsonl --changes "{$DEFAULT, \"finalists\": 5}" --methods dcp-nas \
+        --data fashion_mnist --seeds 0 10
+    $MAKE runs/selection-digits.jsonl --changes "{$LARGE}" --methods dcp-nas cp-nas bnas darts
+    $MAKE runs/shortcut-digits.jsonl --changes "{$DEFAULT, \"block\": \"shortcut\"}" --methods dcp-nas cp-nas bnas
+    $MAKE runs/methods-digits.jsonl --changes "{$SMALL}"
     $MAKE runs/lambda-digits.jsonl --changes "{$SMALL, \"lam\": 10.0}" --methods dcp-nas
 
-They make methods-digits.csv, methods-fashion_mnist.csv and lambda-digits.csv. A search of the default takes about a minute of one
-core, a small one a quarter of that; `--scheduler` spreads them over a cluster.
+A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE`, the table of the same name, writes the
+finished searches; their rows name all changes. Every search has a row for each reading of its supernet: a row without "selection"
+is what the strength of α says, one without "finalists" what perturbation says before a final. A search of the default takes about a
+minute of one core, a small one a quarter of that; `--scheduler` spreads them over a cluster.
 
-The hyper-parameters are chosen on the validation accuracy of the tables with the seeds of TUNING,
-and everything else runs with other seeds; tuning-digits.csv.gz has those searches. A row per search and reading is appended: the
-cell it returns. A search that has its row is not run again.
+The hyper-parameters are chosen on the validation accuracy of the tables with the seeds of TUNING, and everything else runs with
+other seeds; tuning-digits.csv.gz has those searches, made by an earlier form of this script on a GPU. A row per search and reading
+is appended: the cell it returns. A search that has its row is not run again.
 """
 
 from __future__ import annotations
