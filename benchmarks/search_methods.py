@@ -12,14 +12,14 @@ r"""Search methods scored on the micro tables: the tables of chapter 12, each by
     $MAKE runs/methods-digits.jsonl --changes "{$SMALL}"
     $MAKE runs/lambda-digits.jsonl --changes "{$SMALL, \"lam\": 10.0}" --methods dcp-nas
 
-A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE`, the table of the same name, writes the
-finished searches; their rows name all changes. Every search has a row for each reading of its supernet: a row without "selection"
-is what the strength of α says, one without "finalists" what perturbation says before a final. A search of the default takes about a
-minute of one core, a small one a quarter of that; `--scheduler` spreads them over a cluster.
+A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE`, the table of the same name, writes
+the finished searches; their rows name all changes. Every search has a row for each reading of its supernet: a row without
+"selection" is what the strength of α says, one without "finalists" what perturbation says before a final. A search of the
+default takes about a minute of one core, a small one a quarter of that; `--scheduler` spreads them over a cluster.
 
 The hyper-parameters are chosen on the validation accuracy of the tables with the seeds of TUNING, and everything else runs with
-other seeds; tuning-digits.csv.gz has those searches, made by an earlier form of this script on a GPU. A row per search and reading
-is appended: the cell it returns. A search that has its row is not run again.
+other seeds; tuning-digits.csv.gz has those searches, made by an earlier form of this script on a GPU. A row per search and
+reading is appended: the cell it returns. A search that has its row is not run again.
 """
 
 from __future__ import annotations
