@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -16,9 +17,11 @@ from dcpnas_lite.data import digits
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import search
 from dcpnas_lite.evaluation import microbench as mb
+from dcpnas_lite.evaluation.training import train
 from dcpnas_lite.network.discrete import DiscreteNetwork
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import batchnorm  # noqa: E402
 import search_methods  # noqa: E402
 from tables_gpu import Wide  # noqa: E402
 
@@ -95,3 +98,15 @@ def test_plain_searches_are_scored_once_and_collected(tmp_path, monkeypatch):
     assert set(collected["seed"]) == {3}
     search_methods.collect(path, tmp_path / "b.csv.gz", tuning=True)
     assert mb.searches_found(tmp_path / "b.csv.gz")[["seed", "cell"]].to_numpy().tolist() == [[1003, 5]]
+
+
+@pytest.mark.parametrize("block", ["plain", "shortcut"])
+def test_a_network_is_judged_by_both_statistics_as_after_a_training_with_either(block, monkeypatch):
+    config = dataclasses.replace(batchnorm.RECIPE.config, channels=2, layers=1, epochs=1)
+    monkeypatch.setattr(batchnorm, "RECIPE", dataclasses.replace(batchnorm.RECIPE, config=config))
+    data, ways = digits(size=8), ("running", "exact")
+    configs = [dataclasses.replace(config, block=block, statistics=how) for how in ways]
+    running, exact = (train(mb.genotype(228), data, 1, c).test_accuracy for c in configs)
+    assert batchnorm.both((228, block), data) == f"228,{block},{running:.6f},{exact:.6f}\n" and running != exact
+    shipped = pd.read_csv(mb.TABLES / "batchnorm-digits.csv")
+    assert (shipped.groupby("cell")["block"].agg(sorted).map(tuple) == ("plain", "shortcut")).all() and len(shipped) == 96
