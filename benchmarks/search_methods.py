@@ -10,7 +10,6 @@ r"""Search methods scored on the micro tables: the tables of chapter 12, each by
     $MAKE runs/selection-digits.jsonl --changes "{$LARGE}" --methods dcp-nas cp-nas bnas darts
     $MAKE runs/shortcut-digits.jsonl --changes "{$DEFAULT, \"block\": \"shortcut\"}" --methods dcp-nas cp-nas bnas
     $MAKE runs/methods-digits.jsonl --changes "{$SMALL}"
-    $MAKE runs/lambda-digits.jsonl --changes "{$SMALL, \"lam\": 10.0}" --methods dcp-nas
 
 A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE`, the table of the same name, writes
 the finished searches; their rows name all changes. Every search has a row for each reading of its supernet: a row without
