@@ -354,6 +354,13 @@ def test_refreshed_keeps_a_correction_for_each_network_and_cell_type():
             assert (got == -k).all()
 
 
+def test_a_coupling_by_another_step_is_refused():
+    step = step_at(normal(E, M), normal(E, M), normal(E, M), coupling=lambda by: normal(E, M))
+    assert torch.equal(apply(lambda step: step.coupling("optimizer"), step), normal(E, M))
+    with pytest.raises(ValueError, match="^coupling: expected one of gradient, optimizer, got 'adam'$"):
+        apply(lambda step: step.coupling("adam"), step)
+
+
 def test_refreshed_in_one_network_leaves_the_other_alone():
     rule, alpha_next = Refreshed(1, 1.0, networks=["child"]), normal(E, M)
     got = rule(step_at(normal(E, M, seed=1), alpha_next, normal(E, M), "parent", coupling=no_coupling))

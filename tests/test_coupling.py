@@ -150,6 +150,18 @@ def test_coupling_of_adams_step_against_differences_of_the_whole_derivative(scal
         torch.testing.assert_close(c, total - d, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("options, steps", [({}, 0), ({"weight_decay": 0.1}, 1), ({"amsgrad": True}, 1)])
+def test_another_optimizer_than_plain_adam_after_a_step_is_refused(options, steps):
+    net, weights, _ = small()
+    optimizer = torch.optim.Adam(weights, **options)
+    for _ in range(steps):
+        weight_loss(net).backward()
+        optimizer.step()
+    with pytest.raises(ValueError, match="^optimizer: expected Adam after a step, without weight decay and AMSGrad$"):
+        adam_moves(optimizer)
+    assert len(optimizer.state) == steps * len(weights)
+
+
 def test_a_weight_without_gradient_has_no_coupling_by_adams_step_either():
     class Idle(Small):
         def __init__(self):

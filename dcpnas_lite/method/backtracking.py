@@ -65,7 +65,13 @@ def apply(rule: Rule, step: ArchitectureStep) -> Float[Tensor, "E M"]:
     FloatingPointError where an entry is not finite.
     """
     given = {f.name: v.clone() for f in dataclasses.fields(step) if isinstance(v := getattr(step, f.name), Tensor)}
-    out, alpha = rule(dataclasses.replace(step, **given, coupling=lambda *by: step.coupling(*by).clone())), step.alpha
+
+    def coupling(by: str = "gradient") -> Tensor:
+        if by not in STEPS:
+            raise ValueError(f"coupling: expected one of {', '.join(STEPS)}, got {by!r}")
+        return step.coupling(by).clone()
+
+    out, alpha = rule(dataclasses.replace(step, **given, coupling=coupling)), step.alpha
     name = getattr(rule, "__name__", type(rule).__name__)
     if not isinstance(out, Tensor) or out.shape != alpha.shape:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -40,10 +40,13 @@ def adam_moves(optimizer: torch.optim.Adam) -> Moves:
     """What the next step of Adam subtracts from its weights, as a differentiable function of their gradients.
 
     The gradients are clipped to the norm `CLIP` together, as `torch.nn.utils.clip_grad_norm_` does. The optimizer has one group
-    of weights, has done a step before, and is left as it is (Kingma and Ba, ICLR 2015, Algorithm 1: no weight decay).
+    of weights and is left as it is (Kingma and Ba, ICLR 2015, Algorithm 1). ValueError for one before its first step, with weight
+    decay or AMSGrad.
     """
     (group,) = optimizer.param_groups
-    (beta1, beta2), state = group["betas"], [optimizer.state[w] for w in group["params"]]
+    (beta1, beta2), state = group["betas"], [optimizer.state.get(w) for w in group["params"]]
+    if not all(state) or group["weight_decay"] or group["amsgrad"]:
+        raise ValueError("optimizer: expected Adam after a step, without weight decay and AMSGrad")
 
     def moves(gradient: Sequence[Tensor]) -> list[Tensor]:
         scale, found = (CLIP / (torch.cat([g.flatten() for g in gradient]).norm() + 1e-6)).clamp(max=1), []
