@@ -22,7 +22,8 @@ from dcpnas_lite.commands.shared import guarded
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.network.genotype import Genotype
 
-TINY = ["--quiet", *(f"--set={s}" for s in ("rounds=1", "steps=2", "warmup=0", "channels=2", "layers=1", "batch=8"))]
+SIZES = "rounds=1", "steps=2", "warmup=0", "channels=2", "layers=1", "batch=8", "selection=strength"
+TINY = ["--quiet", *(f"--set={size}" for size in SIZES)]
 
 
 def run(*args, cwd=None):
@@ -340,7 +341,7 @@ def test_ranges_of_seeds():
     assert parse_seeds("0-2,7,1") == [0, 1, 2, 7] and parse_seeds("5") == [5] and parse_seeds("3-3") == [3]
 
 
-MICRO = dict(seed=3, channels=16, layers=3, rounds=4, steps=16, weight_lr=0.02, selection="perturbation")
+MICRO = dict(seed=3, channels=16, layers=3, rounds=6, steps=16, weight_lr=0.02, selection="perturbation")
 LARGE = dict(space="paper", seed=3, layers=3, rounds=5, tangent_every=2, selection="perturbation")
 PRINTED = dict(selection="strength", psi_shape="edge", eq_4_29="printed", eq_4_41="printed", eq_4_52="printed")
 

@@ -164,7 +164,7 @@ def test_torchrun(tmp_path):
     """The command line under torchrun: SIGINT stops both processes, and the same command goes on and writes once."""
     out = tmp_path / "a"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    settings = ["rounds=1", "warmup=0", "channels=4", "layers=1", "batch=8", "steps=10"]
+    settings = ["rounds=1", "warmup=0", "channels=4", "layers=1", "batch=8", "steps=10", "selection=strength"]
     command = [*torchrun, "-m", "dcpnas_lite", "search", "--quiet", "--out", str(out), *(f"--set={s}" for s in settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -232,7 +232,8 @@ def test_a_job_that_fails_on_a_cluster_raises_its_own_error(scheduler):
 
 
 def test_searches_of_seeds_on_a_cluster_of_which_one_worker_is_killed(mortal, tmp_path):
-    tiny = ["--quiet", *(f"--set={s}" for s in ("rounds=2", "steps=6", "warmup=0", "channels=2", "layers=1", "batch=8"))]
+    sizes = "rounds=2", "steps=6", "warmup=0", "channels=2", "layers=1", "batch=8", "selection=strength"
+    tiny = ["--quiet", *(f"--set={size}" for size in sizes)]
     out, whole = tmp_path / "all", tmp_path / "whole"
     killed = []
 

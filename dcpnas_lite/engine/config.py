@@ -22,7 +22,7 @@ Line = Literal["derived", "printed"]
 
 #: The setting in which searches find good cells (chapter 12), for a space, a data set, or both: later lines count.
 DEFAULTS: dict[str | tuple[str, str], dict] = {
-    "micro": {"channels": 16, "rounds": 4, "steps": 16, "weight_lr": 0.02},
+    "micro": {"channels": 16, "rounds": 6, "steps": 16, "weight_lr": 0.02},
     "paper": {"rounds": 5, "steps": 16, "tangent_every": 2},
     "digits": {},  # 360 validation images cannot tell the best cells apart, so there is no final
     "fashion_mnist": {"finalists": 5},
