@@ -35,7 +35,7 @@ LAYERS = [
     *(("3x3", channels, 3, 1) for channels in (8, 16, 32, 64, 128, 256)),
     *(("depthwise", channels, kernel, dilation) for channels in (16, 64, 128, 256) for kernel, dilation in ((3, 1), (5, 2))),
 ]
-CELL = 287  # what DCP-NAS finds on the digits with seed 0: tables/selection-digits.csv
+CELL = 287  # what DCP-NAS finds on the digits with seed 0: tables/default-digits.csv
 WIDTHS, BATCHES = (16, 64, 128), (1, 32)
 
 

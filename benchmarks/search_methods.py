@@ -1,20 +1,21 @@
 r"""Search methods scored on the micro tables: the tables of chapter 12, each by one command that goes on where it was stopped.
 
     MAKE="python benchmarks/search_methods.py --out"
-    DEFAULT='"channels": 16, "layers": 3, "rounds": 4, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
-    LARGE='"channels": 16, "layers": 3, "rounds": 6, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
+    DEFAULT='"channels": 16, "layers": 3, "rounds": 6, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
+    SHORT='"channels": 16, "layers": 3, "rounds": 4, "steps": 16, "weight_lr": 0.02, "selection": "perturbation"'
     SMALL='"channels": 4, "batch": 16, "rounds": 4, "steps": 9, "alpha_lr": 0.06'
-    $MAKE runs/default-digits.jsonl --changes "{$DEFAULT}" --methods dcp-nas
-    $MAKE runs/default-fashion_mnist.jsonl --changes "{$DEFAULT, \"finalists\": 5}" --methods dcp-nas \
-        --data fashion_mnist --seeds 0 10
-    $MAKE runs/selection-digits.jsonl --changes "{$LARGE}" --methods dcp-nas cp-nas bnas darts
-    $MAKE runs/shortcut-digits.jsonl --changes "{$DEFAULT, \"block\": \"shortcut\"}" --methods dcp-nas cp-nas bnas
+    $MAKE runs/default-digits.jsonl --changes "{$DEFAULT}" --methods dcp-nas cp-nas bnas darts
+    $MAKE runs/default-fashion_mnist.jsonl --changes "{$DEFAULT}" --methods dcp-nas --data fashion_mnist --seeds 0 10
+    $MAKE runs/default-fashion_mnist.jsonl --changes "{$DEFAULT}" --methods darts --data fashion_mnist --seeds 0 5
+    $MAKE runs/final-fashion_mnist.jsonl --changes "{$SHORT, \"finalists\": 5}" --methods dcp-nas \
+        --data fashion_mnist --seeds 0 2
+    $MAKE runs/shortcut-digits.jsonl --changes "{$SHORT, \"block\": \"shortcut\"}" --methods dcp-nas cp-nas bnas
     $MAKE runs/methods-digits.jsonl --changes "{$SMALL}"
 
 A second call with the same `--out` (and `--data`) and `--collect dcpnas_lite/tables/TABLE`, the table of the same name, writes
 the finished searches; their rows name all changes. Every search has a row for each reading of its supernet: a row without
 "selection" is what the strength of α says, one without "finalists" what perturbation says before a final. A search of the
-default takes about a minute of one core, a small one a quarter of that; `--scheduler` spreads them over a cluster.
+default takes one or two minutes of one core, a small one a sixth of that; `--scheduler` spreads them over a cluster.
 
 The hyper-parameters are chosen on the validation accuracy of the tables with the seeds of TUNING, and everything else runs with
 other seeds; tuning-digits.csv.gz has those searches, made by an earlier form of this script on a GPU. A row per search and

@@ -350,14 +350,14 @@ PRINTED = dict(selection="strength", psi_shape="edge", eq_4_29="printed", eq_4_4
     ("space", "data", "given", "expected"),
     [
         ("micro", "digits", [], SearchConfig(**MICRO)),
-        ("micro", "fashion_mnist", [], SearchConfig(**MICRO, finalists=5)),
+        ("micro", "fashion_mnist", [], SearchConfig(**MICRO)),
         ("micro", "digits", ["--as-printed"], SearchConfig(**MICRO | PRINTED)),
         ("micro", "fashion_mnist", ["--as-printed", "--set", "tau=3"], SearchConfig(**MICRO | PRINTED, tau=3)),
         ("micro", "digits", ["--as-printed", "--method", "cp-nas"], SearchConfig.method("cp-nas", **MICRO | PRINTED)),
         ("paper", "digits", [], SearchConfig(**LARGE, steps=16)),
-        ("paper", "cifar10", [], SearchConfig(**LARGE, steps=48, finalists=5)),
+        ("paper", "cifar10", [], SearchConfig(**LARGE, steps=48)),
         ("paper", "fashion_mnist", ["--set", "steps=7", "--method", "darts"],
-         SearchConfig.method("darts", **LARGE, steps=7, finalists=5)),
+         SearchConfig.method("darts", **LARGE, steps=7)),
     ],
 )  # fmt: skip
 def test_defaults_follow_space_and_data(space, data, given, expected):

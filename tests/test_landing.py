@@ -61,7 +61,7 @@ def test_lines_that_cannot_stand():
 
 def test_what_a_parent_adds():
     table = accuracies()
-    both, alone = (searches("selection-digits", method, "perturbation") for method in ("dcp-nas", "bnas"))
+    both, alone = (searches("default-digits", method, "perturbation") for method in ("dcp-nas", "bnas"))
     assert both.keys() == alone.keys() and len(both) == 20
     points = [100 * (table[both[seed]] - table[alone[seed]]) for seed in both]
     (mean, low, high), pairs = findings.parent_adds()

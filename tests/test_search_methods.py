@@ -35,27 +35,25 @@ def test_the_shipped_searches_are_of_all_methods_and_of_cells_without_none():
 
 
 @pytest.mark.parametrize(
-    ("name", "methods", "seeds"), [("selection-digits", 4, 20), ("selection-fashion_mnist", 2, 5), ("shortcut-digits", 3, 20)]
+    ("table", "setting", "given", "seeds"),
+    [
+        ("default-digits", "DEFAULT", {}, {"dcp-nas": 20, "cp-nas": 20, "bnas": 20, "darts": 20}),
+        ("default-fashion_mnist", "DEFAULT", {}, {"dcp-nas": 10, "darts": 5}),
+        ("final-fashion_mnist", "SHORT", {"finalists": 5}, {"dcp-nas": 2}),
+        ("shortcut-digits", "SHORT", {"block": "shortcut"}, {"dcp-nas": 20, "cp-nas": 20, "bnas": 20}),
+    ],
 )
-def test_the_shipped_selections_read_every_search_twice(name, methods, seeds):
-    readings = mb.searches_found(name).fillna({"selection": "strength"}).groupby(["method", "selection"])
-    assert len(readings) == 2 * methods
-    for _, mine in readings:
-        assert sorted(mine["seed"]) == list(range(seeds))
-        assert not any("none" in mb.operations(cell) for cell in mine["cell"])
-
-
-@pytest.mark.parametrize(("name", "seeds", "given"), [("digits", 20, {}), ("fashion_mnist", 2, {"finalists": 5})])
-def test_the_shipped_default_is_the_default(name, seeds, given):
-    """By the configuration of the command line and by the command in the script's text; each supernet read in every way."""
-    written = json.loads("{" + re.search(r"DEFAULT='(.*)'", search_methods.__doc__)[1] + "}") | given
-    assert SearchConfig(**written) == SearchConfig.defaults("micro", name)
-    rows = pd.read_csv(mb.TABLES / f"default-{name}.csv")
-    readings = {changes: mine for changes, mine in rows.groupby("changes")}
-    expected = [search_methods.read_as(("", written, 0), r)[1] for r in ("strength", "perturbation", "final")[: 2 + len(given)]]
-    assert sorted(readings) == sorted(map(json.dumps, expected))
-    for mine in readings.values():
-        assert sorted(mine["seed"]) == list(range(seeds)) and set(mine["method"]) == {"dcp-nas"}
+def test_a_shipped_table_is_of_the_command_in_the_scripts_text(table, setting, given, seeds):
+    """Every search of the setting, its supernet read in every way, one row each; and the setting of the default is the default."""
+    written = json.loads("{" + re.search(f"{setting}='(.*)'", search_methods.__doc__)[1] + "}") | given
+    if setting == "DEFAULT":
+        assert SearchConfig(**written) == SearchConfig.defaults("micro", table.removeprefix("default-"))
+    rows = pd.read_csv(mb.TABLES / f"{table}.csv")
+    found = {(m, json.dumps(json.loads(c), sort_keys=True)): sorted(g["seed"]) for (m, c), g in rows.groupby(["method", "changes"])}
+    ways = ("strength", "perturbation", "final")[: 3 if "finalists" in given else 2]
+    changes = [json.dumps(search_methods.read_as(("", written, 0), way)[1], sort_keys=True) for way in ways]
+    assert found == {(method, change): list(range(n)) for method, n in seeds.items() for change in changes}
+    assert not any("none" in mb.operations(cell) for cell in rows["cell"])
 
 
 @pytest.mark.parametrize("binary", [True, False])

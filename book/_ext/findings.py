@@ -39,7 +39,7 @@ def found(table: str) -> dict[tuple[str, str], dict[int, int]]:
 
 def parent_adds() -> tuple[tuple[float, float, float], int]:
     """Accuracy points of Parent and Child above the Child alone on the same seed: mean and 95 % interval, number of pairs."""
-    bench, cells = mb.MicroBench.load("digits"), found("selection-digits")
+    bench, cells = mb.MicroBench.load("digits"), found("default-digits")
     both, alone = (cells[method, "perturbation"] for method in ("dcp-nas", "bnas"))
     points = [100 * (bench.accuracy(both[seed]) - bench.accuracy(alone[seed])) for seed in both]
     return mb.interval(points, np.mean), len(points)
@@ -54,7 +54,7 @@ def readings() -> tuple[float, float, int]:
 
 
 def signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+    return f"{value:+z.1f}".replace("+0.0", "0.0").replace("-", "−")
 
 
 def findings() -> list[tuple[str, str]]:

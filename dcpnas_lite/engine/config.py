@@ -20,13 +20,10 @@ from ..validate import Count, Whole, validate
 SPACES = {"micro": MICRO, "paper": PAPER}
 Line = Literal["derived", "printed"]
 
-#: The setting in which searches find good cells (chapter 12), for a space, a data set, or both: later lines count.
+#: The setting in which searches find good cells (chapter 12), for a space, and what a data set changes there.
 DEFAULTS: dict[str | tuple[str, str], dict] = {
     "micro": {"channels": 16, "rounds": 6, "steps": 16, "weight_lr": 0.02},
     "paper": {"rounds": 5, "steps": 16, "tangent_every": 2},
-    "digits": {},  # 360 validation images cannot tell the best cells apart, so there is no final
-    "fashion_mnist": {"finalists": 5},
-    "cifar10": {"finalists": 5},
     ("paper", "fashion_mnist"): {"steps": 32},  # more images want more steps
     ("paper", "cifar10"): {"steps": 48},
 }
@@ -176,8 +173,7 @@ class SearchConfig(Reading, Backtracking, Objective, Schedule, Networks):
         See `DEFAULTS`; a data set without an entry there gets that of the space. The cell is read off by perturbation.
         """
         chosen = {"space": space, "layers": 3, "selection": "perturbation"}
-        for key in (space, data, (space, data)):
-            chosen |= DEFAULTS.get(key, {})
+        chosen |= DEFAULTS.get(space, {}) | DEFAULTS.get((space, data), {})
         return cls.method(method, **chosen | changes)
 
     def to_json(self) -> str:

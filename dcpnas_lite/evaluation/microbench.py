@@ -138,7 +138,7 @@ class MicroBench:
 
 
 def searches_found(name: str | os.PathLike) -> pd.DataFrame:
-    """A row for every search of a shipped table (methods-digits, selection-digits, …) or of a file of that form.
+    """A row for every search of a shipped table (methods-digits, default-digits, …) or of a file of that form.
 
     Columns: method, seed, cell (its number), and every change to the configuration. `benchmarks/search_methods.py` writes such
     tables. Raises FileNotFoundError where there is none, ValueError for a damaged or foreign one.
