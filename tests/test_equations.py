@@ -142,35 +142,34 @@ def test_a_check_returns_as_many_errors_as_its_verdict_needs(number, outcome):
     assert not check.passed and f"{number}: expected {1 if number == '4.43' else 2} errors of its check" in check.text
 
 
+ONE_ROW = "s = e.score; e.score = lambda row: s(row) if row.number == '4.47' else '–'"  # those of all rows stand in the index
+
+
 @pytest.fixture(scope="module")
 def report() -> str:
-    return equations.report()
+    """With the mutants of one row."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equations, "score", equations.score)  # put back in the end
+        exec(ONE_ROW, {"e": equations})
+        return equations.report()
 
 
 def test_report(report):
     lines = report.splitlines()
     assert len(lines) == 35 and lines[-1] == "34 of 34 equations have a verdict and a passing check"
     for number, line in zip(NUMBERS, lines, strict=False):
-        assert line.startswith(f"{number}  pass  ")
-        caught, tried = re.search(r" (\d+)/(\d+)  ", line).groups()
-        assert caught == tried and int(tried) >= 5
+        assert line.startswith(f"{number}  pass  ") and ("  6/6  3/3  " in line) == (number == "4.47")
 
 
 def test_without_docstrings(report):
-    """python -OO takes the docstrings and the assertions away: the same table, the same reader's checker. Mutants are left to
-    one row."""
-    script = "from dcpnas_lite.checks import equations as e; assert 0; s = e.score; "
-    script += "e.score = lambda row: s(row) if row.number == '4.47' else '–'; print(e.report()); print('the lab'); "
+    """python -OO takes the docstrings and the assertions away: the same table, the same reader's checker."""
+    script = f"from dcpnas_lite.checks import equations as e; assert 0; {ONE_ROW}; print(e.report()); print('the lab'); "
     script += "from dcpnas_lite import lab; lab.check(4.49, lab.EXERCISES['4.49'].reference); print(lab.signatures())"
     command, environment = [sys.executable, "-OO", "-c", script], os.environ | {"PYTHONUTF8": "1"}
     done = subprocess.run(command, capture_output=True, encoding="utf8", env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     table, checked = done.stdout.split("the lab\n")
-    caught = re.compile(r" +(\d+/\d+|–)  (?=(none|fails|–|\d+/\d+))")
-    lines, expected = table.splitlines(), report.splitlines()
-    assert [caught.sub("  ", line, count=1) for line in lines] == [caught.sub("  ", line, count=1) for line in expected]
-    at = NUMBERS.index("4.47")
-    assert lines[at] == expected[at]
+    assert table == f"{report}\n"
     assert checked.startswith("4.49 passes: ") and "4.53  " in checked
 
 
