@@ -5,7 +5,7 @@ r"""How well the learned ψ̃ follows the exact one-step coupling along a search
         --rules printed signed signed-fast refreshed
 
 Runs the MICRO search on the embedded digits with every rule and seed and appends the rows of a run when it ends; a run
-that the file holds already is not repeated. The first line is the default search, twice as long; the second has the coupling
+that the file holds already is not repeated. The first line is a bare `SearchConfig()`, twice as long; the second has the coupling
 measured on four times as many, smaller images. The results ship in tables/ and are read by chapters 9 and 10 and appendix D.
 
 rule, seed, network; step: architecture steps this network has made before; loss: L_NAS of the Parent, −G of the Child, before

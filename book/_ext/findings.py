@@ -70,8 +70,8 @@ def findings() -> list[tuple[str, str]]:
         ),
         (
             f"{signed(mean)} points",
-            f"of accuracy is what the [Parent](glossary.md#parent) adds to the [Child](glossary.md#child) alone (95 % "
-            f"interval {signed(low)} to {signed(high)}, {pairs} pairs of searches on digits). "
+            f"of accuracy is what the [Parent](glossary.md#parent) adds to the [Child](glossary.md#child) alone, read by "
+            f"perturbation (95 % interval {signed(low)} to {signed(high)}, {pairs} pairs of searches on digits). "
             "[Does it work?](12-does-it-work.ipynb)",
         ),
         (
