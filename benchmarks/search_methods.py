@@ -18,10 +18,10 @@ the finished searches; their rows name all changes. Every search has a row for e
 "selection" is what the strength of α says, one without "finalists" what perturbation says before a final. A search of the
 default takes one or two minutes of one core, a small one a sixth of that; `--scheduler` spreads them over a cluster.
 
-Sizes and rates are chosen on the validation accuracy of the tables with the seeds of TUNING, and everything else runs with other
-seeds; tuning-digits.csv.gz has those searches, made by an earlier form of this script on a GPU. That the default has six rounds
-was chosen when four and six had been seen on seeds 0-19: fresh-digits has further ones. A row per search and reading is
-appended: the cell it returns. A search that has its row is not run again.
+The size of the default's supernets is chosen on the validation accuracy of the tables with the seeds of TUNING, and everything
+else runs with other seeds; tuning-digits.csv.gz has those searches, made by an earlier form of this script on a GPU. The rate and
+the six rounds were chosen when seeds 0-19 had been seen: fresh-digits has further ones. A row per search and reading is appended:
+the cell it returns. A search that has its row is not run again.
 """
 
 from __future__ import annotations
