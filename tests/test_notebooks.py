@@ -247,7 +247,7 @@ def test_what_a_cell_reads_and_binds_anew(source, names):
 
 
 def run_as_stranger(python: Path, notebook, folder: Path) -> subprocess.CompletedProcess:
-    """Strict nbval of every cell, those that are not long twice, where the environment asks matplotlib for no figures in the page."""
+    """Strict nbval of `twice` the notebook, where the environment asks matplotlib for no figures in the page."""
     nbformat.write(twice(notebook), folder / "twice.ipynb")
     options = "--nbval --nbval-current-env --nbval-cell-timeout=120 --tb=short -p no:cacheprovider -p no:xdist".split()
     command = [python, "-m", "pytest", *options, "twice.ipynb"]
