@@ -14,6 +14,9 @@ BUILT := _build/.built
 BOOK_SOURCES := _config.yml READING.md $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*') $(shell find dcpnas_lite -name '*.py')
 RUN := runs/micro
 
+# Tests start many processes: where the environment forbids it, too, they find the package compiled.
+export PYTHONDONTWRITEBYTECODE :=
+
 TESTS := pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
 
 .PHONY: help book pdf test test-lowest test-newest search notebooks wheel student serve lint clean

@@ -35,7 +35,7 @@ def data():
 
 
 def tiny(**changes) -> SearchConfig:
-    return SearchConfig(**dict(channels=4, layers=2, rounds=2, steps=3, warmup=0, batch=8, tau=2) | changes)
+    return SearchConfig(**dict(channels=4, layers=2, rounds=2, steps=2, warmup=0, batch=8, tau=1) | changes)
 
 
 def same(data: Data, config: SearchConfig, space: Space, rule=None) -> None:
@@ -93,7 +93,7 @@ def test_the_coupling_of_the_optimizers_step_and_of_one_network(data, rule):
 
 @pytest.mark.parametrize("line", ["eq_4_29", "eq_4_41", "eq_4_52"])
 def test_a_printed_line_makes_a_difference(data, line):
-    derived, printed = (search(data, tiny(tau=3, **{line: how}), space=SMALL).alphas["normal"] for how in ("derived", "printed"))
+    derived, printed = (search(data, tiny(steps=3, tau=3, **{line: how}), space=SMALL).alphas["normal"] for how in ("derived", "printed"))
     assert (derived - printed).abs().max() > 1e-4
 
 

@@ -336,14 +336,15 @@ def batch_of_four(batchnorm: bool, binary: bool):
 def test_expectation_of_sampled(batchnorm, binary):
     """All 3⁴ draws, each with its probability: −F v where no image sees another, and without it what the docstring says."""
     logits, alphas, v = batch_of_four(batchnorm, binary)
-    p = logits(alphas).detach().softmax(1)
+    of_batch = logits(alphas).log_softmax(1)
+    p = of_batch.detach().exp()
     expected, one_draw = torch.zeros(2, sum(a.numel() for a in alphas), dtype=torch.float64)
     for classes in itertools.product(range(3), repeat=4):
         chance = p[range(4), classes].prod()
         draw = lambda _, classes=classes: torch.tensor(classes)  # noqa: E731
         product = curvature_product("sampled", logits, lambda out: kl_gain(out, out), alphas, 4, draw)[2]
         expected += chance * flat(product(v))
-        score = flat(torch.autograd.grad(logits(alphas).log_softmax(1)[range(4), classes].sum(), alphas))
+        score = flat(torch.autograd.grad(of_batch[range(4), classes].sum(), alphas, retain_graph=True))
         one_draw -= chance * score * (score @ flat(v)) / 4
     fisher = -flat(fisher_product(logits, alphas, v))
     torch.testing.assert_close(one_draw, fisher, rtol=0, atol=1e-12 * fisher.norm())  # scores of the batch as one draw

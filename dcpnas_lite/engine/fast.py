@@ -223,7 +223,7 @@ class ScaledPReLU(torch.autograd.Function):
         if missing is not None and torch.is_grad_enabled():  # for a second derivative; its value is 0
             count = count + missing.view(1, -1, 1, 1)
         positive, below = _positive(grad, count), (beta * slope).view(1, -1, 1, 1)
-        d_count = torch.addcmul(grad * below, positive, beta.view(1, -1, 1, 1) - below)
+        d_count = (grad * below).addcmul_(positive, beta.view(1, -1, 1, 1) - below)
         if not any(ctx.needs_input_grad[1:]):
             return d_count, None, None, None
         above = (positive * count).sum((0, 2, 3))
@@ -355,7 +355,8 @@ class FastCell(MixedCell):
                     out = op.leave(entered[i, op.key], nodes[i])
                 else:
                     out = op(nodes[i])
-                nodes[j] = nodes[j] + weight.view(-1, 1, 1, 1) * out
+                out = weight.view(-1, 1, 1, 1) * out
+                nodes[j] = nodes[j].add_(out) if torch.is_tensor(nodes[j]) else out
         return nodes[self.space.inputs :]
 
 
