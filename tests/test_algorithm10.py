@@ -93,7 +93,8 @@ def test_the_coupling_of_the_optimizers_step_and_of_one_network(data, rule):
 
 @pytest.mark.parametrize("line", ["eq_4_29", "eq_4_41", "eq_4_52"])
 def test_a_printed_line_makes_a_difference(data, line):
-    derived, printed = (search(data, tiny(steps=3, tau=3, **{line: how}), space=SMALL).alphas["normal"] for how in ("derived", "printed"))
+    configs = (tiny(steps=3, tau=3, **{line: how}) for how in ("derived", "printed"))
+    derived, printed = (search(data, config, space=SMALL).alphas["normal"] for config in configs)
     assert (derived - printed).abs().max() > 1e-4
 
 
