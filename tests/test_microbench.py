@@ -378,7 +378,7 @@ HEAD = tables.head(TINY.to_json(), checked=False).encode()
 ROW = b"5,1,0,0.5,0.5,1,2,3,3,4,0.5\n"
 BAD = {
     "empty": b"", "foreign": b"cell,bits\n1,2\n", "no gzip": b"\x1f\x8b damaged", "other columns": b'# {"recipe": {}}\ncell\nx\n',
-    "gzip cut off": gzip.compress(HEAD + ROW)[:-9], "bomb": gzip.compress(bytes(1 << 28)), "nul": bytes(1000),
+    "gzip cut off": gzip.compress(HEAD + ROW)[:-9], "bomb": gzip.compress(bytes(1 << 28), 1), "nul": bytes(1000),
     "recipe": HEAD.replace(b'"channels": 2', b'"channels": 3') + ROW, "no recipe": tables.head("{}", False).encode() + ROW,
     "deep": b"# " + b"[" * 100_000, "long field": HEAD + b'"' + b"x" * 200_000 + b"\n" + ROW,
     "cut off": HEAD + ROW + ROW[:9], "twice": HEAD + ROW + ROW, "two in one": HEAD + ROW[:-1] + ROW,
