@@ -5,10 +5,12 @@ Owns no equation. `digits()` needs no file and no network; where those of the ot
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,17 +141,28 @@ def digits(seed: int = 0, size: int = 16) -> Data:
     Raises ImportError without scikit-learn, ValueError if `size` < 8: they are only enlarged.
     """
     size = integer("size", size, 8)
+    table = torch.from_numpy(_embedded_digits())
+    x = table[:, :-1].float().view(-1, 1, 8, 8) / 16  # intensities 0 … 1
+    x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+    y = table[:, -1].long()
+    test, validation, train = _stratified(y, (360, 360, 1077), _generator(seed))
+    pairs = [(x[index], y[index]) for index in (train, validation, test)]
+    return _normalised("digits", pairs, tuple("0123456789"))
+
+
+def _embedded_digits() -> np.ndarray:
+    """The digits of scikit-learn, (1797, 65): 64 intensities 0 … 16 and the class.
+
+    Their file is read where it lies: to import scikit-learn takes longer than many a search of theirs.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found and found.origin and (file := Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz").is_file():
+        return np.loadtxt(file, delimiter=",")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("digits() needs scikit-learn: pip install scikit-learn") from error
-    embedded = load_digits()
-    x = torch.from_numpy(embedded.images).float()[:, None] / 16  # (1797, 1, 8, 8), intensities 0 … 1
-    x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
-    y = torch.from_numpy(embedded.target).long()
-    test, validation, train = _stratified(y, (360, 360, 1077), _generator(seed))
-    pairs = [(x[index], y[index]) for index in (train, validation, test)]
-    return _normalised("digits", pairs, tuple("0123456789"))
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 def fashion_mnist(

@@ -100,13 +100,23 @@ def test_digits_bad_input(monkeypatch):
         data.digits(size=4)
     with pytest.raises(ValueError, match="from 0 to"):
         data.digits(seed=-1)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    for name in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)  # as on a machine without it
     with pytest.raises(ImportError, match="pip install scikit-learn"):
         data.digits()
 
 
-def test_importing_does_not_import_scikit_learn():
-    code = "import sys, dcpnas_lite.data; print('sklearn' in sys.modules)"
+def test_digits_are_the_same_where_their_file_lies_elsewhere(monkeypatch):
+    there = data.digits()
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    for split in ("train", "validation", "test"):
+        ours, theirs = getattr(data.digits(), split), getattr(there, split)
+        assert torch.equal(ours.x, theirs.x) and torch.equal(ours.y, theirs.y)
+
+
+def test_digits_do_not_import_scikit_learn():
+    """To import it takes longer than a small search."""
+    code = "import sys, dcpnas_lite.data as d; d.digits(); print('sklearn' in sys.modules)"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.stdout.strip() == "False", done.stderr
