@@ -14,9 +14,6 @@ BUILT := _build/.built
 BOOK_SOURCES := _config.yml READING.md $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*') $(shell find dcpnas_lite -name '*.py')
 RUN := runs/micro
 
-# Tests start many processes: where the environment forbids it, too, they find the package compiled.
-export PYTHONDONTWRITEBYTECODE :=
-
 TESTS := pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
 
 .PHONY: help book pdf test test-lowest test-newest search notebooks wheel student serve lint clean
@@ -61,6 +58,9 @@ $(BUILT): $(INSTALLED) $(BOOK_SOURCES)
 
 book: $(BUILT)
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html, or: make serve"
+
+# Tests start many processes: where the environment forbids it, too, they find the package compiled.
+test test-lowest test-newest: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)

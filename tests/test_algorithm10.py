@@ -57,6 +57,7 @@ VARIANTS = [
     *(dict(distance=kind, curvature="hessian") for kind in ("L1", "cosine")),
     *(dict(psi_shape=shape, eta=0.7) for shape in ("scalar", "operation", "edge")),
     dict(absolute=False, eta=0.7, eta_psi=5.0),
+    dict(steps=3, tau=2),
     dict(backtracking="none", mu=0.0),
     dict(backtracking="refreshed", refresh=2, eta=2.0),
     *({line: "printed"} for line in ("eq_4_29", "eq_4_41", "eq_4_52")),

@@ -108,10 +108,15 @@ def test_digits_bad_input(monkeypatch):
 
 def test_digits_are_the_same_where_their_file_lies_elsewhere(monkeypatch):
     there = data.digits()
+    from sklearn import datasets
+
+    asked, load = [], datasets.load_digits
     monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(datasets, "load_digits", lambda **how: asked.append(how) or load(**how))
     for split in ("train", "validation", "test"):
         ours, theirs = getattr(data.digits(), split), getattr(there, split)
         assert torch.equal(ours.x, theirs.x) and torch.equal(ours.y, theirs.y)
+    assert len(asked) == 3
 
 
 def test_digits_do_not_import_scikit_learn():

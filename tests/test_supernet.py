@@ -260,7 +260,8 @@ def test_images_of_every_size(space, binary, discrete):
     for cell in net.cells:
         cell.register_forward_hook(lambda module, arguments, nodes: shapes.append({tuple(n.shape[2:]) for n in nodes}))
     halved = [False, True, True]
-    for height, width in [*((n, n) for n in (*range(1, 10), 16, 17)), (1, 9), (7, 12), (17, 2)]:
+    squares = (*range(1, 10), 16, 17)  # two halvings tell a size by its remainder modulo 4
+    for height, width in [*((n, n) for n in squares), (1, 9), (7, 12), (17, 2)]:
         shapes.clear()
         x = images(3, 1, height, width).float().requires_grad_()
         out = net(x)

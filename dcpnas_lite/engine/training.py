@@ -70,7 +70,7 @@ def fit(
         ).to(device)
     plain.set_precision(precision)
     network = accelerate(copy.deepcopy(plain))
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, foreach=True)  # the same numbers in fewer calls
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     size = min(config.batch, len(data.train))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * (len(data.train) // size))
     losses = []
