@@ -16,7 +16,7 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
 
-from dcpnas_lite.engine.fast import Chain, FastSupernet, GridBinaryConv2d, GridConv2d, Sign, accelerate, scaled_prelu
+from dcpnas_lite.engine.fast import Chain, Depthwise, FastSupernet, GridBinaryConv2d, GridConv2d, Sign, accelerate, scaled_prelu
 from dcpnas_lite.method.coupling import one_step_coupling
 from dcpnas_lite.method.objectives import nas_loss
 from dcpnas_lite.method.selection import perturbation
@@ -26,7 +26,7 @@ from dcpnas_lite.network.binarize import BinaryConv2d, PReLU
 from dcpnas_lite.network.discrete import DiscreteNetwork
 from dcpnas_lite.network.genotype import PUBLISHED, Genotype
 from dcpnas_lite.network.operations import OPERATIONS, REGISTRY, convolution, register
-from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet
+from dcpnas_lite.network.supernet import MICRO, PAPER, Space, Supernet, constant
 
 # (space, layers, image size, binary): odd sizes too; with 2 or more layers PAPER has normal and reduction cells
 NETWORKS = [
@@ -401,6 +401,47 @@ def test_scaled_prelu_in_every_mode(with_bias):
         assert torch.equal(mapped, value)
         results.append([value, forward, alone, *first, *gradient(*arguments), *reverse, *forward_over_reverse])
     equal(results[1], results[0])
+
+
+@pytest.mark.parametrize("kernel, size", [(3, (2, 2)), (3, (1, 2)), (5, (4, 4)), (5, (3, 2)), (7, (2, 5))])
+@pytest.mark.parametrize("bias", [None, normal(4, seed=3)], ids=["no bias", "bias"])
+def test_a_kernel_larger_than_the_map_in_every_mode(kernel, size, bias):
+    """By torch.autograd and by torch.func, also by one of the two arguments alone."""
+    arguments = normal(3, 4, *size), normal(4, 1, kernel, kernel, seed=1)
+    tangents = tuple(normal(*t.shape, seed=5 + k) for k, t in enumerate(arguments))
+    upstream, results, how = normal(3, 4, *size, seed=4), [], (1, kernel // 2, 1, 4)
+    for convolve in (lambda x, w: F.conv2d(x, w, bias, *how), lambda x, w: Depthwise.apply(x, w, bias)):
+        def loss(x, w, convolve=convolve):
+            return (convolve(x, w) * upstream).pow(3).sum()
+        def gradient(x, w, loss=loss):
+            return torch.func.grad(loss, (0, 1))(x, w)
+        leaves = [t.clone().requires_grad_() for t in arguments]
+        first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        second = torch.autograd.grad(sum((g * t).sum() for g, t in zip(first, tangents, strict=True)), leaves)
+        value, forward = torch.func.jvp(convolve, arguments, tangents)
+        _, forward_over_reverse = torch.func.jvp(gradient, arguments, tangents)
+        alone = [torch.func.jvp(lambda x, c=convolve: c(x, arguments[1]), arguments[:1], tangents[:1])[1],
+                 torch.func.jvp(lambda w, c=convolve: c(arguments[0], w), arguments[1:], tangents[1:])[1]]
+        alone += torch.autograd.grad(loss(leaves[0], arguments[1]), leaves[:1])
+        alone += torch.autograd.grad(loss(arguments[0], leaves[1]), leaves[1:])
+        results.append([value, forward, *first, *second, *forward_over_reverse, *alone])
+    equal(results[1], results[0])
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_small_maps_have_derivatives_of_their_own(binary, monkeypatch):
+    """Steps of the weights on maps of 16, 8 and 4 pixels a side go through `Depthwise`, kernel by kernel; those of α do not."""
+    seen, apply = [], Depthwise.apply
+    monkeypatch.setattr(Depthwise, "apply", lambda x, w, b: seen.append((w.shape[2], *x.shape[2:])) or apply(x, w, b))
+    net = accelerate(Supernet(MICRO, 2, 3, binary=binary))
+    x = normal(4, 1, 16, 16).float()
+    net(x)
+    edges = len(MICRO.edges)  # each has a dil_conv on four grids, in the second layer and the third, and two layers of sep_conv
+    assert {shape: seen.count(shape) for shape in seen} == {(3, 2, 2): edges, (5, 2, 2): edges, (5, 4, 4): 3 * edges}
+    seen.clear()
+    with constant(net.weights()):
+        net(x)
+    assert not seen
 
 
 def test_fast_is_what_a_search_runs():

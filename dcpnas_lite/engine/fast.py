@@ -7,6 +7,7 @@ order stay (float64: to about 1e-12; only where rounding meets a tie of sign, as
 - sign(x) comes shifted so that the border of a 1-bit convolution is 0, which needs no copy of x; scale and PReLU are one
   function with a derivative of its own (`Signed`); sign(w) and β are computed for all weights of one shape at once (`prepared`).
 - Convolutions of dilation 2 are four undilated ones (`by_grids`).
+- Where a depthwise kernel is larger than the map, its derivative is a product of matrices (`Depthwise`).
 - Images run through channels last, which convolutions on a CPU like best.
 """
 
@@ -15,11 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from ..network import binarize
 from ..network.binarize import BinaryConv2d, PReLU, sign
@@ -46,6 +50,8 @@ def accelerate(net: N) -> N:
             module.__class__ = _ON_GRIDS[type(module)]
             module.padding = module.weight.shape[2] // 2  # of the undilated convolution; what it was is in `by_grids`
             module.every, module.stride, module.dilation = _one(module.stride), 1, 1
+        elif type(module) is nn.Conv2d and module.padding_mode == "zeros":
+            module.__class__ = Conv2d
     for module in net.modules():
         if type(module) is nn.Sequential:
             module.__class__ = Chain
@@ -62,6 +68,75 @@ def accelerate(net: N) -> N:
 
 def _channels_last(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return inputs[0].contiguous(memory_format=torch.channels_last)
+
+
+# -- kernels larger than the map --------------------------------------------------------------------------------------
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int) -> Tensor:
+    """`F.conv2d`, by `Depthwise` where that is faster."""
+    k = weight.shape[2]
+    depthwise = groups == x.shape[1] == len(weight) and weight.shape[2:] == (k, k)
+    same = k % 2 == 1 and (_one(stride), _one(padding), _one(dilation)) == (1, k // 2, 1)
+    if depthwise and same and max(x.shape[2:]) < k and x.is_cpu and not torch.is_autocast_enabled("cpu"):
+        if weight.requires_grad and not (bias is not None and bias.requires_grad):
+            return Depthwise.apply(x, weight, bias)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+class Depthwise(torch.autograd.Function):
+    """A depthwise convolution of stride 1 that keeps the size of a map smaller than its kernel, (N, C, H, W) and (C, 1, k, k).
+
+    Written out because torch's own derivative by the weights takes many times longer there on a CPU.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, 1, weight.shape[2] // 2, 1, len(weight))
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        c, _, k, _ = weight.shape
+        d_x = conv2d_input(x.shape, weight, grad, 1, k // 2, 1, c) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return d_x, None, None
+        pairs = torch.bmm(_by_channel(x).transpose(1, 2), _by_channel(grad))  # Σ_n x[n, p] grad[n, q], (C, H W, H W)
+        taps = torch.from_numpy(_taps(*x.shape[2:], k)).to(pairs)
+        return d_x, (pairs.flatten(1) @ taps.T).view_as(weight), None
+
+    @staticmethod
+    def jvp(ctx, d_x: Tensor | None, d_weight: Tensor | None, d_bias: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        how = None, 1, weight.shape[2] // 2, 1, len(weight)
+        parts = [F.conv2d(d_x, weight, *how)] if d_x is not None else []
+        return sum(parts + ([F.conv2d(x, d_weight, *how)] if d_weight is not None else []))
+
+
+def _by_channel(x: Float[Tensor, "N C H W"]) -> Float[Tensor, "C N HW"]:
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(-1, c).t().contiguous().view(c, n, h * w)
+
+
+@lru_cache
+def _taps(h: int, w: int, k: int) -> np.ndarray:
+    """(k k, H W H W): 1 where a k × k kernel's entry leads from an input pixel to an output pixel of an H × W map."""
+    rows, columns = (np.arange(n)[:, None] - np.arange(n) + k // 2 == np.arange(k)[:, None, None] for n in (h, w))
+    return np.einsum("aij,bkl->abikjl", rows, columns).reshape(k * k, -1).astype(np.float32)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution by `conv2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 # -- dilation ---------------------------------------------------------------------------------------------------------
@@ -84,7 +159,7 @@ def by_grids(convolve: Callable[[Tensor], Tensor], x: Float[Tensor, "N C H W"], 
     return out[:, :, :h, :w]
 
 
-class GridConv2d(nn.Conv2d):
+class GridConv2d(Conv2d):
     """A convolution of dilation 2, see `by_grids`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,7 +250,7 @@ class Signed:
         weight, total, beta = self.prepared or _prepare(conv.weight, conv.beta())
         bias = conv.pad_value * total if conv.padding else None
         constant = None if bias is None else bias.detach()
-        count = F.conv2d(x, weight, constant, conv.stride, conv.padding, conv.dilation, conv.groups)
+        count = conv2d(x, weight, constant, conv.stride, conv.padding, conv.dilation, conv.groups)
         return scaled_prelu(count, beta, self.prelu.weight, bias)
 
 
