@@ -120,7 +120,8 @@ class Depthwise(torch.autograd.Function):
         return sum(parts + ([F.conv2d(x, d_weight, *how)] if d_weight is not None else []))
 
 
-def _by_channel(x: Float[Tensor, "N C H W"]) -> Float[Tensor, "C N HW"]:
+def _by_channel(x: Float[Tensor, "N C H W"]) -> Tensor:
+    """(C, N, H·W), stored in that order."""
     n, c, h, w = x.shape
     return x.permute(0, 2, 3, 1).reshape(-1, c).t().contiguous().view(c, n, h * w)
 
