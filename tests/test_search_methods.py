@@ -39,6 +39,7 @@ def test_the_shipped_searches_are_of_all_methods_and_of_cells_without_none():
     [
         ("default-digits", "DEFAULT", {}, dict.fromkeys(("dcp-nas", "cp-nas", "bnas", "darts"), range(20))),
         ("fresh-digits", "DEFAULT", {}, {"dcp-nas": range(20, 40)}),
+        ("again-digits", "DEFAULT", {}, {"dcp-nas": range(20)}),
         ("default-fashion_mnist", "DEFAULT", {}, {"dcp-nas": range(10), "darts": range(5)}),
         ("final-fashion_mnist", "SHORT", {"finalists": 5}, {"dcp-nas": range(2)}),
         ("shortcut-digits", "SHORT", {"block": "shortcut"}, dict.fromkeys(("dcp-nas", "cp-nas", "bnas"), range(20))),
