@@ -16,7 +16,8 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
 
-from dcpnas_lite.engine.fast import Chain, Depthwise, FastSupernet, GridBinaryConv2d, GridConv2d, Sign, accelerate, scaled_prelu
+from dcpnas_lite.engine.convolutions import Depthwise, GridBinaryConv2d, GridConv2d
+from dcpnas_lite.engine.fast import Chain, FastSupernet, Sign, accelerate, scaled_prelu
 from dcpnas_lite.method.coupling import one_step_coupling
 from dcpnas_lite.method.objectives import nas_loss
 from dcpnas_lite.method.selection import perturbation

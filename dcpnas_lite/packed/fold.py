@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import files
 from ..data import Data
-from ..engine.fast import GridBinaryConv2d
+from ..engine.convolutions import GridBinaryConv2d
 from ..evaluation.training import describe
 from ..network.binarize import BinaryConv2d, PReLU
 from ..network.discrete import DiscreteCell, DiscreteNetwork
