@@ -49,6 +49,11 @@ def soup(page: Path) -> BeautifulSoup:
     return BeautifulSoup(page.read_text(encoding="utf8"), "html.parser")
 
 
+@functools.cache
+def ids(page: Path) -> Counter:
+    return Counter(node["id"] for node in soup(page).select("[id]"))
+
+
 def html(name: str) -> Path:
     return HTML / f"{name}.html"
 
@@ -95,10 +100,10 @@ def test_no_number_is_tagged_twice():
 def test_tags_are_at_home_and_have_anchors(name):
     printed = [tag for tag in tags(name) if re.fullmatch(r"4\.\d+", tag)]
     assert sorted(printed) == sorted(HOME.get(name[:2], "").split()), "tagged here, and belonging here"
-    ids = Counter(node["id"] for node in soup(html(name)).select("[id]"))
+    there = ids(html(name))
     for tag in tags(name):
-        assert ids[anchor(tag)] == 1, f"({tag}) has {ids[anchor(tag)]} anchors"
-    assert [i for i, times in ids.items() if times > 1 and i.startswith("eq-")] == []
+        assert there[anchor(tag)] == 1, f"({tag}) has {there[anchor(tag)]} anchors"
+    assert [i for i, times in there.items() if times > 1 and i.startswith("eq-")] == []
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -138,7 +143,7 @@ def test_links_lead_somewhere_and_nothing_is_remote(page):
         file = (page.parent / unquote(path.partition("?")[0])).resolve() if path else page
         assert file.is_file(), f"{target}: there is no such file"
         if fragment and file.suffix == ".html":
-            assert soup(file).find(id=unquote(fragment)), f"{target}: there is no such anchor"
+            assert unquote(fragment) in ids(file), f"{target}: there is no such anchor"
 
 
 def test_stylesheets_load_nothing_remote():
@@ -375,8 +380,20 @@ OPEN_ALL = """() => [...document.querySelectorAll("article details > summary")].
     if (!summary.parentNode.open) summary.click();
     return !hit;
 }).map(summary => summary.textContent)"""
-DARK = ("intro", "05-trace", "equation-index", "index-bench", "10-learning-psi")  # one page of every kind
-SCHEMES = [(name, "light") for name in PAGES] + [(name, "dark") for name in DARK]
+KINDS = ("intro", "05-trace", "notation", "equation-index", "index-bench")  # one page of every kind: dark, and by axe, too
+SCHEMES = [(name, "light") for name in PAGES] + [(name, "dark") for name in (*KINDS, "10-learning-psi")]
+NOT_ASKED = {  # rules of axe-core
+    "region": "the title in the theme's side bar stands in no landmark",
+    "empty-table-header": "the corner above the names of rows, in tables of pandas",
+}
+
+
+def violations(page) -> list:
+    """What axe-core finds, with all its rules but those that the theme itself breaks, and the pictures of formulas."""
+    page.evaluate("dispatchEvent(new Event('resize'))")
+    options = {"resultTypes": ["violations"], "preload": False, "rules": {rule: {"enabled": False} for rule in NOT_ASKED}}
+    found = Axe().run(page, {"exclude": ["mjx-container", ".highlight"]}, options).response["violations"]
+    return [(rule["id"], node["target"], node["failureSummary"]) for rule in found for node in rule["nodes"]]
 
 
 @pytest.mark.parametrize("name, visit", SCHEMES, indirect=["visit"], ids=map("-".join, SCHEMES))
@@ -395,6 +412,8 @@ def test_page_in_a_browser(visit, name, request):
     assert page.evaluate(OPEN_ALL) == [], "something lies above what a reader would click"
     assert page.evaluate("[...document.querySelectorAll('article details:not([open])')].map(d => d.innerText)") == []
     assert overflow(page) <= 0, "the page is wider than a window of 1280 px"
+    if name in KINDS:
+        assert violations(page) == []
     for width, height in ((1400, 900), (820, 1180), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
         assert overflow(page) <= 0, f"the page is wider than a window of {width} px"
@@ -452,23 +471,6 @@ def test_what_scrolls_can_be_reached_by_keyboard(visit):
     page.wait_for_selector("div.math.scrolls")
     areas = """[...document.querySelectorAll("article :is(div.math, pre, table)")]"""
     page.wait_for_function(f"{areas}.every(n => n.scrollWidth <= n.clientWidth + 1 || n.tabIndex >= 0)")
-
-
-@pytest.mark.parametrize("visit", ["light", "dark"], indirect=True)
-@pytest.mark.parametrize("name", ["intro", "05-trace", "notation", "equation-index", "index-bench"])
-def test_a_page_is_accessible(visit, name):
-    """axe-core with all its rules but those that the theme itself breaks, and the pictures of formulas."""
-    page = visit(f"{name}.html")
-    page.evaluate("MathJax.startup?.promise")
-    page.eval_on_selector_all("article details", "all => all.forEach(d => { d.open = true; })")
-    page.evaluate("dispatchEvent(new Event('resize'))")
-    rules = {
-        "region": "the title in the theme's side bar stands in no landmark",
-        "empty-table-header": "the corner above the names of rows, in tables of pandas",
-    }
-    options = {"resultTypes": ["violations"], "preload": False, "rules": {rule: {"enabled": False} for rule in rules}}
-    found = Axe().run(page, {"exclude": ["mjx-container", ".highlight"]}, options).response["violations"]
-    assert [(rule["id"], node["target"], node["failureSummary"]) for rule in found for node in rule["nodes"]] == []
 
 
 def test_folded_code_opens_by_keyboard_and_says_what_it_is(visit):
@@ -543,7 +545,7 @@ def test_a_page_on_paper(visit):
 
 
 def test_the_whole_book_is_one_page_whose_links_lead_somewhere():
-    whole = BeautifulSoup(pdf.whole_book(), "html.parser")
+    whole = pdf.whole_book()
     assert [article["id"] for article in whole.select("article")] == pdf.pages()
     assert sorted(pdf.pages()) == [name for name in PAGES if not name.startswith("api")]
     ids = Counter(node["id"] for node in whole.select("[id]"))

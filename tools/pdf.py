@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import yaml
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, SoupStrainer
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,16 +35,17 @@ def pages() -> list[str]:
     return [toc["root"], *(name for part in toc["parts"] for name in files(part["chapters"]) if not name.startswith("api"))]
 
 
-def whole_book(html: Path = HTML) -> str:
+def whole_book(html: Path = HTML) -> BeautifulSoup:
     """One page with the articles of all; an id carries its page's name, and links are led to these."""
     names = pages()
     front = BeautifulSoup((html / f"{names[0]}.html").read_text(encoding="utf8"), "html.parser")
     body = front.new_tag("main", attrs={"class": "whole-book"})
     for name in names:
-        article = BeautifulSoup((html / f"{name}.html").read_text(encoding="utf8"), "html.parser").find("article")
-        for node in article.select("[id]"):
+        page = (html / f"{name}.html").read_text(encoding="utf8")
+        article = BeautifulSoup(page, "html.parser", parse_only=SoupStrainer("article")).find("article")
+        for node in article.find_all(id=True):
             node["id"] = f"{name}--{node['id']}"
-        for node in article.select("[href]"):
+        for node in article.find_all(href=True):
             page, _, fragment = node["href"].partition("#")
             if page == "" or page.removesuffix(".html") in names:
                 node["href"] = f"#{page.removesuffix('.html') or name}" + (f"--{fragment}" if fragment else "")
@@ -66,7 +67,7 @@ def whole_book(html: Path = HTML) -> str:
         for node in front.select(f"script[src*='{name}']"):
             node.decompose()
     front.html["data-theme"] = "light"
-    return str(front)
+    return front
 
 
 def main(target: str = "_build/book.pdf") -> None:
@@ -74,7 +75,7 @@ def main(target: str = "_build/book.pdf") -> None:
     if not chromium:
         raise SystemExit("no Chromium here (Debian, Ubuntu: apt-get install chromium)")
     path = HTML / "whole-book.html"
-    path.write_text(whole_book(), encoding="utf8")
+    path.write_text(str(whole_book()), encoding="utf8")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
