@@ -15,12 +15,14 @@ import pytest
 
 from dcpnas_lite import files
 from dcpnas_lite.__main__ import main, parse
-from dcpnas_lite.commands.folder import read_summary
+from dcpnas_lite.commands.folder import SETTINGS, read_run, read_summary
 from dcpnas_lite.commands.search import settings
 from dcpnas_lite.commands.seeds import parse_seeds
 from dcpnas_lite.commands.shared import guarded
 from dcpnas_lite.engine.config import SearchConfig
+from dcpnas_lite.evaluation.training import load
 from dcpnas_lite.network.genotype import Genotype
+from dcpnas_lite.network.operations import Shortcut
 
 SIZES = "rounds=1", "steps=2", "warmup=0", "channels=2", "layers=1", "batch=8", "selection=strength"
 TINY = ["--quiet", *(f"--set={size}" for size in SIZES)]
@@ -206,6 +208,25 @@ def test_show_and_train(searched, capsys):
     row = json.loads((folder / "train-1bit-seed0.json").read_text())
     assert row["bits"] == 1 and 0 <= row["test_accuracy"] <= 1 and row["data"] == "digits"
     assert f"{row['test_accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_train_takes_the_block_of_the_search_or_the_one_that_is_asked_for(searched, tmp_path, capsys):
+    folder, sizes = tmp_path / "a", ["--epochs=1", "--channels=4", "--layers=1", "--quiet"]
+    shutil.copytree(searched[0], folder)
+    settings = read_run(folder)
+    for of_search, asked, expected in (("plain", [], "plain"), ("plain", ["--block=shortcut"], "shortcut"),
+                                       ("shortcut", [], "shortcut"), ("shortcut", ["--block=plain"], "plain")):  # fmt: skip
+        settings["search"]["block"] = of_search
+        files.write(folder / "config.json", files.seal(settings, SETTINGS))
+        assert main(["train", str(folder), *asked, *sizes]) == 0
+        assert json.loads((folder / "train-1bit-seed0.json").read_text())["block"] == expected
+        network, _ = load(folder / "train-1bit-seed0.safetensors")
+        assert any(type(m) is Shortcut for m in network.modules()) == (expected == "shortcut")
+    capsys.readouterr()
+    assert main(["train", str(folder), "--bits=32", "--block=plain", *sizes]) == 2
+    one_line_of(capsys, "--block", "--bits 1", "--bits 32")
+    assert main(["train", str(folder), "--bits=32", *sizes]) == 0
+    assert json.loads((folder / "train-32bit-seed0.json").read_text())["block"] is None
 
 
 def test_interrupt_saves_and_the_same_command_goes_on(tmp_path):

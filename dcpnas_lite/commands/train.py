@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from .. import data, files
+from ..engine.training import statistics
 from ..evaluation.training import TrainConfig, save, train
 from ..network.genotype import PUBLISHED
+from ..network.operations import Block
 from .folder import read_genotype, read_run
 from .shared import add_data, add_device, set_threads, torch_device
 
@@ -21,6 +24,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("cell", help="folder of a search, a genotype.json, or 'published' for the authors' cell")
     add_data(p, None)
     p.add_argument("--bits", type=int, default=1, choices=(1, 32), help="1-bit or real-valued network (default: 1)")
+    p.add_argument("--block", choices=get_args(Block), help="the 1-bit convolutions (default: those of the search, else plain)")
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="train with seeds 0 … N-1 (default: 1)")
     for name, kind in (("channels", int), ("layers", int), ("epochs", int), ("batch", int), ("lr", float)):
         p.add_argument(f"--{name}", type=kind, help=f"{name} of the training recipe")
@@ -40,6 +44,11 @@ def main(args: argparse.Namespace) -> None:
     name = args.data or settings.get("data", "digits")
     source = data.load(name, args.root or settings.get("root"))
     given = {k: getattr(args, k) for k in ("channels", "layers", "epochs", "batch", "lr") if getattr(args, k) is not None}
+    if args.block and args.bits == 32:
+        raise ValueError(f"--block: expected with --bits 1 alone, got {args.block} with --bits 32")
+    if args.bits == 1:
+        block = args.block or settings.get("search", {}).get("block", "plain")
+        given |= {"block": block, "statistics": statistics(block)}
     if args.seeds < 1:
         raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
     print(genotype)
@@ -49,9 +58,10 @@ def main(args: argparse.Namespace) -> None:
         result = train(genotype, source, args.bits, TrainConfig(seed=seed, **given), **options)
         accuracies.append(result.test_accuracy)
         row = {
-            "data": name, "bits": args.bits, "precision": args.precision, "seed": seed, "test_accuracy": result.test_accuracy,
-            "validation_accuracy": result.validation_accuracy, "one_bit_parameters": result.one_bit,
-            "real_parameters": result.real, "size_in_bits": result.bits, "seconds": round(result.seconds, 1),
+            "data": name, "bits": args.bits, "block": given.get("block"), "precision": args.precision, "seed": seed,
+            "test_accuracy": result.test_accuracy, "validation_accuracy": result.validation_accuracy,
+            "one_bit_parameters": result.one_bit, "real_parameters": result.real, "size_in_bits": result.bits,
+            "seconds": round(result.seconds, 1),
         }  # fmt: skip
         print(
             f"seed {seed}: {args.bits}-bit test accuracy {result.test_accuracy:.4f}, "

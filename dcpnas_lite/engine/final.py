@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ..data import Data, Split
 from ..network.genotype import Genotype
 from .config import SearchConfig
-from .training import TrainConfig, fit
+from .training import TrainConfig, fit, statistics
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -34,7 +34,7 @@ def validation_losses(
     The network is as large as the supernet; its seed is none that a table of cells was trained with.
     """
     sizes, seed = (config.channels, config.layers, config.final_epochs, 2 * config.batch), config.seed + 1_000_000
-    recipe = TrainConfig(*sizes, seed=seed, block=config.block, statistics="exact" if config.block == "shortcut" else "running")
+    recipe = TrainConfig(*sizes, seed=seed, block=config.block, statistics=statistics(config.block))
     train, validation = (Split(*split[slice(IMAGES)]) for split in (data.train, data.validation))
     network, _ = fit(cell, dataclasses.replace(data, train=train), 1, recipe, device=device, precision=precision)
     with torch.no_grad():

@@ -49,6 +49,11 @@ class TrainConfig:
             raise ValueError("lr: expected a positive finite number, got 0")
 
 
+def statistics(block: Block) -> Literal["running", "exact"]:
+    """What BatchNorm needs beside such convolutions: with shortcuts the running statistics can lag far behind the weights."""
+    return "exact" if block == "shortcut" else "running"
+
+
 def fit(
     genotype: Genotype,
     data: Data,

@@ -102,7 +102,7 @@ class Skeleton(MixedPrecision):
         super().__init__()
         channels, layers = integer("channels", channels, 1), integer("layers", layers, 1)
         classes, in_channels = integer("classes", classes, 1), integer("in_channels", in_channels, 1)
-        self.inputs, self.in_channels, self.binary, self.affine = inputs, in_channels, bool(binary), affine
+        self.inputs, self.in_channels, self.binary, self.affine = inputs, in_channels, binary, affine
         self.stem = nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), norm(channels, affine))
         self.cells, self.preprocess, self.cell_types = nn.ModuleList(), nn.ModuleList(), []
         widths, halvings = [channels] * inputs, [0] * inputs  # of the cell inputs
