@@ -16,12 +16,14 @@ import torch
 from dcpnas_lite.data import digits
 from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import search
+from dcpnas_lite.engine.training import TrainConfig
 from dcpnas_lite.evaluation import microbench as mb
 from dcpnas_lite.evaluation.training import train
 from dcpnas_lite.network.discrete import DiscreteNetwork
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import batchnorm  # noqa: E402
+import fashion  # noqa: E402
 import search_methods  # noqa: E402
 from tables_gpu import Wide  # noqa: E402
 
@@ -111,3 +113,22 @@ def test_a_network_is_judged_by_both_statistics_as_after_a_training_with_either(
     assert batchnorm.both((228, block), data) == f"228,{block},{running:.6f},{exact:.6f}\n" and running != exact
     shipped = pd.read_csv(mb.TABLES / "batchnorm-digits.csv")
     assert (shipped.groupby("cell")["block"].agg(sorted).map(tuple) == ("plain", "shortcut")).all() and len(shipped) == 96
+
+
+@pytest.mark.parametrize("job", [(285, "shortcut", 1, 2, 0, 1), (285, "plain", 32, 2, 1, 1)])
+def test_a_row_of_the_full_data_is_a_training(job):
+    cell, block, bits, channels, seed, epochs = job
+    how = "exact" if block == "shortcut" else "running"
+    config = TrainConfig(channels=channels, layers=3, epochs=epochs, batch=64, seed=seed, block=block, statistics=how)
+    expected = train(mb.genotype(cell), data := digits(size=8), bits, config)
+    names, values = fashion.COLUMNS.split(","), fashion.row(job, data).rstrip("\n").split(",")
+    got = dict(zip(names, values, strict=True))
+    assert tuple(got[name] for name in names[:6]) == tuple(map(str, job))
+    assert (float(got["test_accuracy"]), int(got["size"])) == (expected.test_accuracy, expected.bits)
+
+
+def test_the_cell_for_the_full_data_is_the_best_of_those_found_by_validation_images():
+    searches = mb.searches_found("default-fashion_mnist").query("method == 'dcp-nas' and selection == 'perturbation'")
+    rows = mb.MicroBench.load("fashion_mnist").frame().query("bits == 1")
+    validation = rows[rows["cell"].isin(searches["cell"])].groupby("cell")["validation_accuracy"].mean()
+    assert len(validation) == 5 and fashion.best_found() == validation.idxmax() == 285
