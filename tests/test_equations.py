@@ -154,8 +154,7 @@ def report(checked) -> str:
     """With the mutants of one row."""
     with pytest.MonkeyPatch.context() as patch:
         real = equations.Equation.check  # which that row's mutants need
-        once = lambda self: real(self) if self.number == "4.47" else checked[0][self.number]  # noqa: E731
-        patch.setattr(equations.Equation, "check", once)
+        patch.setattr(equations.Equation, "check", lambda e: real(e) if e.number == "4.47" else checked[0][e.number])
         patch.setattr(equations, "score", equations.score)  # put back in the end
         exec(ONE_ROW, {"e": equations})
         return equations.report()
