@@ -116,10 +116,10 @@ def by_grids(convolve: Callable[[Tensor], Tensor], x: Float[Tensor, "N C H W"], 
     if h % 2 or w % 2:
         x = F.pad(x, (0, w % 2, 0, h % 2), value=border)
     rows, columns = (h + 1) // 2, (w + 1) // 2
-    grids = x.reshape(n, c, rows, 2, columns, 2).permute(3, 5, 0, 2, 4, 1).reshape(4 * n, rows, columns, c)
+    grids = x.permute(0, 2, 3, 1).reshape(n, rows, 2, columns, 2, c).permute(2, 4, 0, 1, 3, 5).reshape(4 * n, rows, columns, c)
     out = convolve(grids.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(2, 2, n, rows, columns, -1)
     out = out.permute(2, 3, 0, 4, 1, 5).reshape(n, 2 * rows, 2 * columns, -1).permute(0, 3, 1, 2)
-    return out[:, :, :h, :w]
+    return F.pad(out, (0, w - 2 * columns, 0, h - 2 * rows)) if h % 2 or w % 2 else out
 
 
 class GridConv2d(Conv2d):
