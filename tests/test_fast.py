@@ -15,6 +15,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcpnas_lite.engine.convolutions import Depthwise, GridBinaryConv2d, GridConv2d
 from dcpnas_lite.engine.fast import Chain, FastSupernet, Sign, accelerate, scaled_prelu
@@ -443,6 +444,31 @@ def test_small_maps_have_derivatives_of_their_own(binary, monkeypatch):
     with constant(net.weights()):
         net(x)
     assert not seen
+
+
+class BatchNorms(TorchDispatchMode):
+    """Whether the images, and in the backward pass the derivatives, that reach each BatchNorm are stored channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.last: list[bool] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "batch_norm" in str(function):
+            stored = [t for t in args if isinstance(t, torch.Tensor) and t.dim() == 4]
+            self.last += [t.is_contiguous(memory_format=torch.channels_last) for t in stored]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("binary", [False, True, "shortcut"])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_images_and_derivatives_stay_channels_last(discrete, binary):
+    """Of another layout than its images, derivatives take a BatchNorm several times longer."""
+    cell = Genotype.from_operations(MICRO, ["dil_conv_3x3", "avg_pool_3x3", "dil_conv_5x5"])
+    net = accelerate((DiscreteNetwork(cell, 4, 3, 3, 2, binary) if discrete else Supernet(MICRO, 4, 3, 3, 2, binary)).double())
+    with BatchNorms() as seen:
+        net(images((13, 17))).square().sum().backward()
+    assert len(seen.last) > sum(type(m) is nn.BatchNorm2d for m in net.modules()) and all(seen.last)
 
 
 def test_fast_is_what_a_search_runs():
