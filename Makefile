@@ -14,6 +14,9 @@ BUILT := _build/.built
 BOOK_SOURCES := _config.yml READING.md $(shell find book -type f -not -path '*/.*' -not -path '*/__pycache__/*') $(shell find dcpnas_lite -name '*.py')
 RUN := runs/micro
 
+# Of thousands of library files only those that are imported are compiled, once, where the environment forbids it, too.
+export PYTHONDONTWRITEBYTECODE :=
+
 TESTS := pytest tests -n $(WORKERS) --no-loadscope-reorder -rs
 
 .PHONY: help book pdf test test-lowest test-newest search notebooks wheel student serve lint clean
@@ -46,8 +49,8 @@ endef
 
 $(INSTALLED): requirements.txt requirements-tests.txt pyproject.toml
 	$(call environment,.venv,PYTHON)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-build-isolation -e .
 	@touch $@
 
 # From scratch every time: Sphinx does not repeat the warnings of pages it does not read again.
@@ -59,15 +62,12 @@ $(BUILT): $(INSTALLED) $(BOOK_SOURCES)
 book: $(BUILT)
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html, or: make serve"
 
-# Tests start many processes: where the environment forbids it, too, they find the package compiled.
-test test-lowest test-newest: export PYTHONDONTWRITEBYTECODE :=
-
 test: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
 
 # $(call range,FOLDER,pip's options): the package with the libraries that pip then chooses, shown and tested.
 define range
-$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tests.txt -e . $(2)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-tests.txt -e . $(2)
 @$(1)/bin/python -c 'import sys, importlib.metadata as m; print("Python " + sys.version.split()[0], *(n + " " + m.version(n) for n in (r.split(">")[0] for r in m.requires("dcpnas-lite"))), sep=", ")'
 OMP_NUM_THREADS=1 $(1)/bin/python -m $(TESTS) --ignore=tests/test_book.py --ignore=tests/test_reference.py
 endef
