@@ -4,7 +4,7 @@
 
 Of the cells found by DCP-NAS in the default setting (`tables/default-fashion_mnist.csv`) it takes the one that is best by the
 validation images of the micro table. Validation keeps ten of the 60,000 images, since `Data` asks for some. A row is appended
-when a network is trained; one that the file holds is not trained again.
+when a network is trained; one that the file holds is not trained again. Appendix C reads the table.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from dcpnas_lite.engine.config import SearchConfig
 from dcpnas_lite.engine.search import search
 from dcpnas_lite.engine.training import TrainConfig
 from dcpnas_lite.evaluation import microbench as mb
+from dcpnas_lite.evaluation.build import count_operations
 from dcpnas_lite.evaluation.training import train
 from dcpnas_lite.network.discrete import DiscreteNetwork
 
@@ -125,6 +126,17 @@ def test_a_row_of_the_full_data_is_a_training(job):
     got = dict(zip(names, values, strict=True))
     assert tuple(got[name] for name in names[:6]) == tuple(map(str, job))
     assert (float(got["test_accuracy"]), int(got["size"])) == (expected.test_accuracy, expected.bits)
+
+
+def test_the_shipped_rows_of_the_full_data_are_those_of_the_script():
+    rows = pd.read_csv(mb.TABLES / "full-fashion_mnist.csv")
+    assert ",".join(rows) == fashion.COLUMNS
+    jobs = {(fashion.best_found(), *form, channels, 0, 10) for form in fashion.FORMS for channels in fashion.CHANNELS}
+    assert len(rows) == len(jobs) and set(rows.iloc[:, :6].itertuples(index=False, name=None)) == jobs
+    for row in rows.itertuples():
+        network = DiscreteNetwork(mb.genotype(row.cell), row.channels, 3, 10, 1, binary=row.bits == 1 and row.block)
+        counted = network.size()["bits"], *count_operations(network, torch.zeros(1, 28, 28))
+        assert (row.size, row.binary_operations, row.float_operations) == counted
 
 
 def test_the_cell_for_the_full_data_is_the_best_of_those_found_by_validation_images():
