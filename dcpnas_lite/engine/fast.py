@@ -7,7 +7,7 @@ order stay (float64: to about 1e-12; only where rounding meets a tie of sign, as
 - sign(x) comes shifted so that the border of a 1-bit convolution is 0, which needs no copy of x; scale and PReLU are one
   function with a derivative of its own (`Signed`); sign(w) and β are computed for all weights of one shape at once (`prepared`).
 - Convolutions that the libraries compute slowly are computed another way (`engine.convolutions`).
-- Images run through channels last, which convolutions on a CPU like best.
+- Images and derivatives run through channels last, which convolutions and BatchNorm on a CPU like best.
 """
 
 from __future__ import annotations
