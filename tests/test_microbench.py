@@ -146,16 +146,20 @@ class Build:
     def rows(self) -> int:
         return self.out.read_text().count("\n") - 2 if self.out.exists() else 0
 
-    def start(self, rows: int) -> tuple[subprocess.Popen, list[int]]:
-        """The build and its workers, once it has written `rows` more rows."""
+    def start(self, rows: int) -> tuple[subprocess.Popen, int]:
+        """The build and the server that makes its workers, once it has written `rows` more rows."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(mb.__file__).parents[2])}
         options = dict(env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
         before, process, deadline = self.rows(), subprocess.Popen([sys.executable, self.script], **options), time.time() + 200
         while self.rows() < before + rows:
             assert process.poll() is None and time.time() < deadline, process.communicate()
             time.sleep(0.02)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return process, [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        (server,) = (pid for pid in children(process.pid) if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return process, server
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def gone(pids: list[int], seconds: float = 20) -> bool:
@@ -171,7 +175,7 @@ def gone(pids: list[int], seconds: float = 20) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
-def test_a_build_survives_what_it_meets_and_goes_on_to_the_same_table(tmp_path):
+def test_a_build_survives_what_it_meets_and_goes_on_to_the_same_table(tmp_path, capfd):
     build = Build(tmp_path, 8)
     faults = {
         "dead worker": lambda process, workers: os.kill(workers[0], signal.SIGKILL),
@@ -180,7 +184,8 @@ def test_a_build_survives_what_it_meets_and_goes_on_to_the_same_table(tmp_path):
     }
     statuses = {"dead worker": 2, "Ctrl-C": 130, "dead parent": -signal.SIGKILL}
     for name, fault in faults.items():
-        process, workers = build.start(rows=2)
+        process, server = build.start(rows=2)
+        workers = children(server)
         assert len(workers) == 1  # with two: test_jobs
         fault(process, workers)
         _, message = process.communicate(timeout=60)
@@ -188,14 +193,13 @@ def test_a_build_survives_what_it_meets_and_goes_on_to_the_same_table(tmp_path):
         assert "Traceback" not in message
         if name != "dead parent":  # of which multiprocessing's own tracker may tell that it is gone
             assert message.count("\n") == 1 and "what is finished is kept" in message, message
-        assert gone(workers)
+        assert gone([*workers, server])
         before = build.out.read_text()
         assert before.endswith("\n") and 2 <= build.rows() < 32
         with open(build.out, "a") as file:
             file.write("102,32,1,0.0")  # the beginning of a row, as a crash of the machine can leave it
-    process, _ = build.start(rows=1)
-    assert process.communicate(timeout=250)[1] == "" and process.returncode == 0
-    assert build.out.read_text().startswith(before)
+    mb.build(TINY, 2, 1, build.out, cells=range(100, 108), progress=False)
+    assert capfd.readouterr().err == "" and build.out.read_text().startswith(before)
     found = rows(build.out)
     assert [r[:3] for r in found] == sorted([str(c), str(b), str(s)] for c in range(100, 108) for b in (1, 32) for s in (0, 1))
     data = TINY.load()

@@ -11,6 +11,7 @@ import multiprocessing.connection
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -147,7 +148,7 @@ def _call(number: str, work: Callable, prepare: Callable | None, job):
 def _processes(number: str, workers: int) -> Iterator[_Pool]:
     asked, ask = multiprocessing.Pipe(duplex=False)
     ended, end = multiprocessing.Pipe(duplex=False)  # both are closed by our death, too
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _watch, (number, asked, ended))
+    executor = ProcessPoolExecutor(workers, _context(), _watch, (number, asked, ended))
     begun = 0
 
     def submit(*call) -> Future:
@@ -160,6 +161,16 @@ def _processes(number: str, workers: int) -> Iterator[_Pool]:
 
     with contextlib.closing(asked), contextlib.closing(ended), executor, contextlib.closing(ask), contextlib.closing(end):
         yield _Pool(submit, lambda: workers, ask.close, end.close, executor.shutdown)
+
+
+def _context():
+    """New processes: of a server that has imported torch once for all of them, where that is safe, else from nothing. The package
+    itself they import anew: it may have been modified."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch._dynamo"])  # the second by the first optimizer of a process
+    return context
 
 
 @contextlib.contextmanager
