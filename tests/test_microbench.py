@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ import torch
 
 from dcpnas_lite import files
 from dcpnas_lite.__main__ import main
+from dcpnas_lite.commands import microbench as command
 from dcpnas_lite.evaluation import build as building
 from dcpnas_lite.evaluation import microbench as mb
 from dcpnas_lite.evaluation import table as tables
@@ -442,6 +444,16 @@ def test_a_table_built_elsewhere_can_be_packed_shown_and_checked(tmp_path, table
     assert [line.split()[0] for line in shown] == ["6", "7", "5"] and "real –" in shown[0]
     assert main(["microbench", "check", "--table", str(table), "--count", "2"]) in (0, 1)
     assert capsys.readouterr().out.count("retrained") == 2
+
+
+@pytest.mark.parametrize("away, status", [(0.0, 0), (0.04, 1), (-0.04, 1)])
+def test_a_few_wild_cells_do_not_hide_four_points(monkeypatch, capsys, away, status):
+    """Three cells of this table scatter by 38 to 54 points, any other by less than eight."""
+    bench = mb.MicroBench.load("digits-shortcut")
+    monkeypatch.setattr(command, "train_cell", lambda cell, *_: SimpleNamespace(test_accuracy=bench.accuracy(cell) + away))
+    assert main(["microbench", "check", "--table", "digits-shortcut", "--count", "40"]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 40 and sum("DIFFERS" in line for line in lines) >= 35 * status
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,10 @@ def check(name: str, count: int, seed: int, root: str | None = None, device: str
 
     name: as of `MicroBench.load`. Returns 1 where a difference exceeds three standard errors, else 0. The standard error is that
     of a difference between one training and the cell's mean; two or three seeds say little about a cell's own deviation, so it
-    is at least the pooled one. ValueError for a table with fewer cells, or with no cell that was trained twice.
+    is at least that of the median cell. ValueError for a table with fewer cells, or with no cell that was trained twice.
     """
+    from scipy.stats import chi2
+
     bench = MicroBench.load(name)
     recipe, failed = Recipe.of(bench.recipe), 0
     runs, error = bench.runs[1], bench.error[1, "test"]
@@ -70,10 +72,11 @@ def check(name: str, count: int, seed: int, root: str | None = None, device: str
         got = f"{np.count_nonzero(runs)} cells, {np.count_nonzero(several)} trained twice"
         raise ValueError(f"{name}: expected a table with at least {count} cells, some trained twice, got {got}")
     data = recipe.load(root)
-    pooled = math.sqrt((error[several] ** 2 * runs[several]).mean())
+    variance, freedom = error[several] ** 2 * runs[several], runs[several] - 1
+    typical = math.sqrt(np.median(variance * freedom / chi2.median(freedom)))  # a few wild cells would rule a mean
     for cell in np.random.default_rng(seed).choice(np.flatnonzero(runs), count, replace=False).tolist():
         accuracy = train_cell(cell, 1, 1000 + seed, recipe, data, device).test_accuracy
-        spread = max(pooled, error[cell] * math.sqrt(runs[cell])) * math.sqrt(1 + 1 / runs[cell])
+        spread = max(typical, error[cell] * math.sqrt(runs[cell])) * math.sqrt(1 + 1 / runs[cell])
         wrong = abs(accuracy - bench.accuracy(cell)) > 3 * spread
         failed += wrong
         print(
