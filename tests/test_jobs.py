@@ -55,6 +55,8 @@ def work(job, prepared=()):
             time.sleep(0.01)
     if kind == "sleep":
         time.sleep(value)
+    if kind == "environment":
+        return os.environ.get(value)
     return os.getpid(), prepared
 
 
@@ -74,6 +76,16 @@ def test_every_job_has_its_result_and_the_workers_are_gone():
     assert 1 <= len(pids) <= 2 and os.getpid() not in pids and not any(map(alive, pids))
     assert all(prepared == [7] for _, prepared in found.values())
     assert list(jobs.run([], work, 1)) == []
+
+
+def test_a_worker_has_the_environment_of_its_run(monkeypatch):
+    """Also where the server that makes the workers is older."""
+    job = ("environment", "DCPNAS_DATA")
+    for value in ("first", "second"):
+        monkeypatch.setenv("DCPNAS_DATA", value)
+        assert list(jobs.run([job], work, 1)) == [(job, value)]
+    monkeypatch.delenv("DCPNAS_DATA")
+    assert list(jobs.run([job], work, 1)) == [(job, None)]
 
 
 @pytest.mark.parametrize("workers", [0, -1, 100_000])

@@ -148,7 +148,7 @@ def _call(number: str, work: Callable, prepare: Callable | None, job):
 def _processes(number: str, workers: int) -> Iterator[_Pool]:
     asked, ask = multiprocessing.Pipe(duplex=False)
     ended, end = multiprocessing.Pipe(duplex=False)  # both are closed by our death, too
-    executor = ProcessPoolExecutor(workers, _context(), _watch, (number, asked, ended))
+    executor = ProcessPoolExecutor(workers, _context(), _watch, (number, dict(os.environ), asked, ended))
     begun = 0
 
     def submit(*call) -> Future:
@@ -186,8 +186,10 @@ def _blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-def _watch(number: str, asked, ended) -> None:
-    """What a process does first: look after its parent."""
+def _watch(number: str, environment: dict[str, str], asked, ended) -> None:
+    """What a process does first: take its parent's environment (the server has that of an earlier run) and look after the parent."""
+    os.environ.clear()
+    os.environ.update(environment)
 
     def leave():
         if ended not in multiprocessing.connection.wait([asked, ended]):
