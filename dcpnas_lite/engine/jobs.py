@@ -187,7 +187,7 @@ def _blocked() -> Iterator[None]:
 
 
 def _watch(number: str, environment: dict[str, str], asked, ended) -> None:
-    """What a process does first: take its parent's environment (the server has that of an earlier run) and look after the parent."""
+    """What a process does first: take its parent's environment (the server has an older one) and look after the parent."""
     os.environ.clear()
     os.environ.update(environment)
 
