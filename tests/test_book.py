@@ -293,7 +293,7 @@ def test_a_link_into_a_chapter_that_is_not_there_yet_is_text(tmp_path):
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update".split()
-OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # without it a page asks, though nothing answers
+OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # who asks for something foreign is seen and gets no answer
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
